@@ -1,0 +1,1 @@
+"""LightningDataModules, one file a homework, on the shared parts beside them."""

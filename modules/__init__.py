@@ -1,0 +1,1 @@
+"""LightningModules, one file a homework; plain networks in `modules.nets`."""
