@@ -1,0 +1,21 @@
+"""torch.compile for any module, from a config."""
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torchmetrics import Metric, MetricCollection
+
+
+class Compiled(Callback):
+    """Compile every network of the module in place, so that the names in its checkpoints stay as they are.
+
+    Args:
+        mode: See torch.compile.
+    """
+
+    def __init__(self, mode: str = "default") -> None:
+        self.mode = mode
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compile once the networks are built and on their device."""
+        for child in pl_module.children():
+            if not isinstance(child, Metric | MetricCollection):
+                child.compile(mode=self.mode)

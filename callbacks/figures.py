@@ -1,0 +1,95 @@
+"""Pictures and tables of a run: PNG and CSV files in the run folder, and to every logger that takes them."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen needed, and none opened
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from matplotlib.figure import Figure
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """A module that has pictures of what it predicted last."""
+
+    def draw(self) -> dict[str, Figure]:
+        """Name -> figure."""
+
+
+def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Curves in a metrics.csv: column -> [(step, value), ...]."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and name not in ("step", "epoch"):
+                    curves.setdefault(name, []).append((float(row["step"]), float(value)))
+    return curves
+
+
+def plot_curves(curves: dict[str, list[tuple[float, float]]], ylabel: str, log: bool) -> Figure:
+    """One line a curve against the optimizer step."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in sorted(curves.items()):
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, label=name, linewidth=1.2)
+    axes.set(xlabel="optimizer step", ylabel=ylabel)
+    if log and all(v > 0 for points in curves.values() for _, v in points):
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+class Figures(Callback):
+    """After fit, validate and test: loss and learning-rate curves, and whatever the module draws.
+
+    Files go to <trainer.default_root_dir>/figures/<name>.png; loggers with `log_image` (W&B) or an experiment with
+    `add_figure` (TensorBoard) get them too. Nothing is written by fast_dev_run.
+    """
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the curves of the run and the module's own pictures."""
+        figures: dict[str, Figure] = {}
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger.save()
+                curves = read_metrics(Path(logger.log_dir) / "metrics.csv")
+                loss = {k: v for k, v in curves.items() if k.split("/")[-1] in ("loss", "mse")}
+                rate = {k: v for k, v in curves.items() if k.startswith("lr-")}
+                if loss:
+                    figures["loss"] = plot_curves(loss, "loss", log=True)
+                if rate:
+                    figures["learning_rate"] = plot_curves(rate, "learning rate", log=False)
+        self._save(trainer, figures | (pl_module.draw() if isinstance(pl_module, Draws) else {}))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw what the module predicted."""
+        if isinstance(pl_module, Draws):
+            self._save(trainer, {f"test_{name}": figure for name, figure in pl_module.draw().items()})
+
+    def _save(self, trainer: Trainer, figures: dict[str, Figure]) -> None:
+        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        folder = Path(trainer.default_root_dir) / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            path = folder / f"{name}.png"
+            figure.savefig(path, dpi=120)
+            show(trainer.loggers, name, figure, path, trainer.global_step)
+
+
+def show(loggers: Sequence[Any], name: str, figure: Figure, path: Path, step: int) -> None:
+    """Give a figure to every logger that takes pictures."""
+    for logger in loggers:
+        if hasattr(logger, "log_image"):
+            logger.log_image(key=name, images=[str(path)])
+        elif hasattr(getattr(logger, "experiment", None), "add_figure"):
+            logger.experiment.add_figure(name, figure, global_step=step)

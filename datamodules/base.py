@@ -1,0 +1,131 @@
+"""What the homeworks' LightningDataModules share: where the files lie, folds, and the facts a module must know."""
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+
+from datamodules.errors import DataError
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+Facts = dict[str, Any]  # what the data knows and the module needs: numbers, strings, lists, tensors (weights_only-safe)
+
+
+class Fold(NamedTuple):
+    """Row numbers of one split; rows that leak from one side to the other are in neither."""
+
+    train: np.ndarray
+    val: np.ndarray
+
+
+def default_root() -> Path:
+    """The folder with one sub-folder a homework: $LEEML_DATA, else data/ in the project."""
+    return Path(os.environ.get("LEEML_DATA") or PROJECT / "data")
+
+
+class HomeworkData(LightningDataModule, ABC):
+    """Finds a homework's folder, splits its rows into folds, and holds the facts for the module.
+
+    Args:
+        root: Folder with one sub-folder a homework (default: $LEEML_DATA, else data/ in the project).
+        dir: The very folder with the course's files; wins over root and edition.
+        edition: Sub-folder of root/<homework>, such as 2022; needed only where several lie there.
+        folds: Number of parts the labelled rows are cut into.
+        fold: The part held out for validation; null trains one member group a fold in one pass (`leeml kfold`).
+        seed: Seed of the split and of the order of the rows.
+    """
+
+    homework: ClassVar[str]
+    kaggle: ClassVar[str]
+    """Where the course publishes the data, for messages."""
+
+    def __init__(
+        self,
+        root: str | None = None,
+        dir: str | None = None,
+        edition: str | None = None,
+        folds: int = 5,
+        fold: int | None = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if folds < 2:
+            raise DataError(f"data.folds is {folds}: at least 2 are needed to hold rows out")
+        if fold is not None and not 0 <= fold < folds:
+            raise DataError(f"data.fold is {fold}: expected 0 to {folds - 1}, as data.folds is {folds}")
+        self.root = Path(root).expanduser() if root else default_root()
+        self.dir = Path(dir).expanduser() if dir else None
+        self.edition = edition
+        self.n_folds = folds
+        self.fold = fold
+        self.seed = seed
+        self.facts: Facts | None = None
+
+    @staticmethod
+    @abstractmethod
+    def has_files(folder: Path) -> bool:
+        """Whether course files of this homework lie in this very folder."""
+
+    @staticmethod
+    @abstractmethod
+    def sample(folder: Path, seed: int = 0) -> list[Path]:
+        """Write a small generated set in the course's layout into `folder`; returns the files."""
+
+    @classmethod
+    @abstractmethod
+    def fetch(cls, folder: Path, edition: str | None = None) -> list[Path]:
+        """Download what the course published into folder/<edition>; returns the files."""
+
+    @abstractmethod
+    def split(self) -> list[Fold]:
+        """All folds of the labelled rows; called after the files are read."""
+
+    def locate(self) -> Path:
+        """The folder with the course's files.
+
+        Raises:
+            DataError: nothing there, several editions to choose from, or not the edition asked for.
+        """
+        if self.dir is not None:
+            if not self.has_files(self.dir):
+                raise DataError(f"{self.dir}: no {self.homework} files in this folder (--data.dir). {self._ways()}")
+            return self.dir
+        base = self.root / self.homework
+        found = {p.name: p for p in sorted(base.iterdir()) if self.has_files(p)} if base.is_dir() else {}
+        if self.edition is not None and not (self.edition not in found and self.has_files(base)):
+            if self.edition not in found:
+                there = f"it holds {', '.join(found)}" if found else "it holds no edition"
+                raise DataError(f"{base / self.edition}: no files of edition {self.edition!r} here ({there})")
+            return found[self.edition]
+        if self.has_files(base):
+            return base
+        if not found:
+            raise DataError(f"{base}: no {self.homework} files found. {self._ways()}")
+        if len(found) > 1:
+            names = ", ".join(found)
+            raise DataError(f"{base}: several editions here: {names}. Choose one, e.g. --data.edition {next(iter(found))}")
+        return next(iter(found.values()))
+
+    def describe_test(self) -> str:
+        """What `leeml test` scored, in words."""
+        return "the test set"
+
+    def describe_lines(self) -> list[str]:
+        """The course's baselines that fit the files at hand, in words; empty where there are none."""
+        return []
+
+    def _ways(self) -> str:
+        return (
+            f"Three ways to get them: put the course's files there by hand ({self.kaggle}); "
+            f"`leeml data fetch {self.homework}`; or `leeml data sample {self.homework}` for a small generated set. "
+            f"Data elsewhere: --data.root DIR or LEEML_DATA"
+        )
+
+    def chosen_folds(self) -> list[Fold]:
+        """The folds this run trains on: the one named by `fold`, or all of them for a one-pass k-fold run."""
+        folds = self.split()
+        return folds if self.fold is None else [folds[self.fold]]

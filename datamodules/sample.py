@@ -1,0 +1,66 @@
+"""Small generated sets in the courses' own layouts: for trying things offline, and for the tests. Not for conclusions."""
+
+import csv
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from datamodules.errors import DataError
+
+STATES = (
+    "AL AK AZ AR CA CO CT FL GA ID IL IN IA KS KY LA MD MA MI MN MS MO NE NV NJ NM NY NC OH OK OR RI SC TX UT VA WA"
+).split()
+SURVEY = (
+    "cli ili hh_cmnty_cli nohh_cmnty_cli wearing_mask travel_outside_state work_outside_home shop restaurant spent_time "
+    "large_event public_transit anxious depressed worried_finances tested_positive"
+).split()
+DAYS, WINDOWS, TRAIN_ROWS = 5, 102, 2699
+
+
+def _smooth(noise: np.ndarray, days: int) -> np.ndarray:
+    """Running mean over the last axis; the survey's values are such means too."""
+    return np.lib.stride_tricks.sliding_window_view(noise, days, axis=-1).mean(-1)
+
+
+def _survey(rng: np.random.Generator) -> np.ndarray:
+    """(states, days, columns): an epidemic wave a state, seen through noisy questions; tested_positive last."""
+    states, days, columns = len(STATES), WINDOWS + DAYS - 1, len(SURVEY)
+    wave = np.cumsum(rng.normal(0, 0.08, (states, days)), axis=1) + rng.normal(0, 0.5, (states, 1))
+    wave = _smooth(np.pad(wave, ((0, 0), (6, 0)), mode="edge"), 7)
+    load = np.concatenate([rng.uniform(0.5, 1.0, 4), rng.normal(0, 0.3, columns - 5)])
+    level = np.concatenate([[0.8, 0.8, 20.0, 15.0], rng.uniform(5, 70, columns - 5)])
+    noise = _smooth(rng.normal(0, 1.0, (states, columns - 1, days + 6)), 7).transpose(0, 2, 1)
+    offset = rng.normal(0, 0.3, (states, 1, columns - 1))
+    answers = level * np.exp(0.35 * (wave[:, :, None] * load + offset) + 0.05 * noise)
+    shared = noise[:, :, :4].mean(-1)  # who answered today moves the test rate and the symptom questions together
+    positive = 12 * np.exp(0.6 * wave) * (1 + 0.15 * shared + 0.05 * rng.normal(0, 1, (states, days)))
+    return np.concatenate([answers, positive[:, :, None]], axis=2)
+
+
+def write_covid(folder: Path, seed: int = 0) -> list[Path]:
+    """Write covid.train.csv (2,699 rows) and covid.test.csv (1,075 rows) as in 2022: 37 states, 5 days of 16 columns.
+
+    Rows are sliding windows of each state's days, as in the course's files; the test file has no target.
+    """
+    rng = np.random.default_rng(seed)
+    survey = _survey(rng)
+    rows = [(s, d) for s in range(len(STATES)) for d in range(WINDOWS)]
+    order = rng.permutation(len(rows))
+    parts = {"covid.train.csv": np.sort(order[:TRAIN_ROWS]), "covid.test.csv": np.sort(order[TRAIN_ROWS:])}
+    if any((folder / name).exists() for name in parts):
+        raise DataError(f"{folder}: covid files are here already; they are left as they are")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        for name, chosen in parts.items():
+            width = None if name == "covid.train.csv" else -1
+            with open(Path(scratch) / name, "w", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(["id", *STATES, *(SURVEY * DAYS)[:width]])
+                for number, row in enumerate(chosen):
+                    state, day = rows[row]
+                    values = survey[state, day : day + DAYS].ravel()[:width]
+                    writer.writerow([number, *(int(s == state) for s in range(len(STATES))), *(f"{v:.7f}" for v in values)])
+        folder.mkdir(exist_ok=True)
+        return [Path(shutil.move(Path(scratch) / name, folder / name)) for name in parts]

@@ -1,0 +1,76 @@
+"""Which rows make up each batch: shuffled by epoch, shared out over ranks, resumable in the middle of an epoch."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+
+class MemberBatchSampler(Sampler[torch.Tensor]):
+    """Row numbers (M, B) of every training step for M networks trained in one pass, each in its own order.
+
+    The order is a pure function of (seed, epoch, member), so two processes agree without talking to each other: the
+    global batch is drawn once and each rank takes every world-th row of it. Members with fewer rows than the largest
+    fold draw a few of their rows twice in an epoch, so that all take the same number of steps.
+
+    Args:
+        rows: For each member its training rows.
+        batch_size: Rows a member sees in one optimizer step, over all ranks together.
+        seed: Seed of the order.
+        rank, world_size: This process and the number of them.
+    """
+
+    def __init__(
+        self, rows: Sequence[np.ndarray], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.rows, self.batch_size, self.seed = list(rows), batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.length = max(len(r) for r in self.rows)
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        return -(-self.length // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        order = np.stack(
+            [np.resize(np.random.default_rng((self.seed, self.epoch, m)).permutation(r), self.length)
+             for m, r in enumerate(self.rows)]
+        )  # fmt: skip
+        table = torch.from_numpy(order)
+        start, self.start = self.start, 0
+        for step in range(start, len(self)):
+            batch = table[:, step * self.batch_size : (step + 1) * self.batch_size]
+            yield batch[:, self.rank :: self.world_size]
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader over whole batches that goes on after the last batch it gave (Lightning saves its state).
+
+    The sampler yields one batch of indices at a time and has a `start` to skip to; nothing is read before the first
+    `next`, so Lightning's `set_epoch` is always in time.
+    """
+
+    def __init__(self, dataset: Any, sampler: MemberBatchSampler, **kwargs: Any) -> None:
+        super().__init__(dataset, sampler=sampler, batch_size=None, **kwargs)
+        self._given = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self._given = self.sampler.start  # type: ignore[attr-defined]
+        for batch in super().__iter__():
+            self._given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of this epoch were given out."""
+        return {"given": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after that many batches."""
+        self.sampler.start = state["given"]  # type: ignore[attr-defined]

@@ -1,0 +1,189 @@
+"""HW1: regression of tomorrow's share of positive tests, by one network or many trained in one pass."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torchmetrics import MeanSquaredError, MetricCollection
+
+from modules.base import HomeworkModule
+from modules.nets.context_linear import ContextLinear
+from modules.nets.mlp import MLP, Activation
+
+
+class CovidNet(nn.Module):
+    """Standardises raw features, runs M networks, and gives predictions in percent: (M, B, C) -> (M, B).
+
+    Args:
+        facts: From CovidData: the D features each member uses, their mean and scale, the target's, the anchor.
+        hidden, activation, dropout, batch_norm, residual: See MLP.
+        skip: Add a linear path beside the perceptron; `by_state` lets its coefficients differ between states.
+    """
+
+    used: Tensor
+    mean: Tensor
+    scale: Tensor
+    target_mean: Tensor
+    target_scale: Tensor
+
+    def __init__(
+        self,
+        facts: dict[str, Any],
+        hidden: list[int],
+        activation: Activation,
+        dropout: float,
+        batch_norm: bool,
+        residual: bool,
+        skip: bool,
+    ) -> None:
+        super().__init__()
+        members, features = facts["used"].shape
+        self.anchor: int | None = facts["anchor"]
+        for name in ("used", "mean", "scale"):
+            self.register_buffer(name, facts[name].unsqueeze(1))
+        for name in ("target_mean", "target_scale"):
+            self.register_buffer(name, facts[name].unsqueeze(1))
+        self.all_used = features == len(facts["features"])
+        self.mlp = MLP(members, features, 1, hidden, activation, dropout, batch_norm, residual)
+        self.skip = ContextLinear(members, features, facts["is_state"]) if skip else None
+        if self.skip is not None:  # the linear path starts, and the perceptron joins in from nothing
+            nn.init.zeros_(self.mlp[-1].weight)  # type: ignore[arg-type]
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """The features each member uses, (M, B, C) -> (M, B, D), by its own fold's mean and scale."""
+        chosen = x if self.all_used else x.gather(2, self.used.expand(-1, x.shape[1], -1))
+        return (chosen - self.mean) / self.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.standardise(x)
+        out = self.mlp(z)
+        if self.skip is not None:
+            out = out + self.skip(z)
+        percent = out.squeeze(-1) * self.target_scale + self.target_mean
+        return percent if self.anchor is None else percent + x[:, :, self.anchor]
+
+    @torch.no_grad()
+    def fit_skip(self, x: Tensor, y: Tensor, rows: Sequence[np.ndarray], ridge: float) -> None:
+        """Start the linear path at the ridge solution of each member's training rows; x (N, C), y (N,) in percent."""
+        assert self.skip is not None
+        z = self.standardise(x.expand(len(rows), *x.shape))
+        base = torch.zeros_like(y) if self.anchor is None else x[:, self.anchor]
+        for member, chosen in enumerate(rows):
+            index = torch.from_numpy(chosen).to(x.device)
+            target = (y - base - self.target_mean[member])[index] / self.target_scale[member]
+            self.skip.fit(member, z[member, index], target, ridge)
+
+
+class CovidRegressor(HomeworkModule):
+    """MSE regression with M members; the ensemble's prediction is the mean of those that did not train on the row.
+
+    Args:
+        optimizer: See HomeworkModule.
+        hidden: Widths of the hidden layers; [] is linear regression, [k] with sigmoid the notes' sum of k sigmoids.
+        activation, dropout, batch_norm, residual: See MLP.
+        skip: Linear path beside the perceptron, its coefficients free to differ a little from state to state.
+        ridge: Start the linear path at its ridge solution with this penalty; null starts it at zero.
+        l2: Weight of the squared corrections by state in the loss.
+    """
+
+    homework: ClassVar[str] = "hw1_covid"
+    monitor: ClassVar[str] = "val/mse"
+    members_in_one_pass: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        hidden: list[int] = [64],  # noqa: B006  (a tuple is not a YAML list)
+        activation: Activation = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        residual: bool = False,
+        skip: bool = False,
+        ridge: float | None = None,
+        l2: float = 0.0,
+    ) -> None:
+        super().__init__(optimizer)
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.ridge, self.l2 = ridge, l2
+        self.net_options: dict[str, Any] = dict(
+            hidden=hidden, activation=activation, dropout=dropout, batch_norm=batch_norm, residual=residual, skip=skip
+        )
+        metrics = MetricCollection({"mse": MeanSquaredError(), "rmse": MeanSquaredError(squared=False)})
+        self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        self.net: CovidNet
+
+    def build(self, facts: dict[str, Any]) -> None:
+        """Create M networks for the features in use."""
+        self.net = CovidNet(facts, **self.net_options)
+
+    def on_fit_start(self) -> None:
+        """Solve the linear path in closed form, unless the run is a resumed one."""
+        if self.net.skip is not None and self.ridge is not None and self.trainer.global_step == 0:
+            loader = self.trainer.datamodule.train_dataloader()
+            parts = loader.dataset.parts
+            self.net.fit_skip(parts["x"], parts["y"], loader.sampler.rows, self.ridge)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Predictions of every member, (M, B, C) -> (M, B), in percent."""
+        return self.net(x)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Sum over members of the mean squared error over the batch, x (M, B, C), y (M, B)."""
+        errors = (self(batch["x"]) - batch["y"]).square()
+        mse = self.global_mean(errors.sum(), errors.shape[1])
+        self.track(mse / errors.shape[0])
+        return mse if self.net.skip is None else mse + self.l2 * self.net.skip.penalty().sum()
+
+    def ensemble(self, batch: dict[str, Tensor]) -> Tensor:
+        """Mean over members (B,); rows with a fold number are judged only by the members that hold that fold out."""
+        assert self.facts is not None
+        members = self.facts["fold"].to(batch["x"].device)
+        each = self(batch["x"].expand(len(members), *batch["x"].shape))
+        if "fold" not in batch:
+            return each.mean(0)
+        votes = (members.unsqueeze(1) == batch["fold"]).to(each.dtype)
+        return (each * votes).sum(0) / votes.sum(0)
+
+    def _evaluate(self, batch: dict[str, Tensor], metrics: MetricCollection) -> None:
+        predicted = self.ensemble(batch)
+        metrics.update(predicted, batch["y"])
+        self._seen.append((predicted, batch["y"]))
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(predicted))  # type: ignore[arg-type]
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the rows of the epoch before."""
+        self._seen.clear()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Squared error of the ensemble over the held-out rows, x (B, C), y (B,)."""
+        self._evaluate(batch, self.val_metrics)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """As validation, on the labelled test rows."""
+        self._evaluate(batch, self.test_metrics)
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Row numbers and predictions (B,) in percent."""
+        return {"row": batch["row"], "prediction": self.ensemble(batch)}
+
+    def draw(self) -> dict[str, Figure]:
+        """Predicted against true values of the rows judged last (on several ranks: of the first one)."""
+        if not self._seen:
+            return {}
+        predicted, true = (torch.cat(part).float().cpu() for part in zip(*self._seen, strict=True))
+        figure = Figure(figsize=(5, 5), layout="constrained")
+        axes = figure.subplots()
+        ends = [float(min(true.min(), predicted.min())), float(max(true.max(), predicted.max()))]
+        axes.plot(ends, ends, color="0.6", linewidth=1)
+        axes.scatter(true, predicted, s=8, alpha=0.5)
+        rmse = (predicted - true).square().mean().sqrt()
+        axes.set(xlabel="true tested_positive (%)", ylabel="predicted (%)", aspect="equal")
+        axes.set_title(f"{len(true)} held-out rows, RMSE {rmse:.3f}")
+        return {"predicted_against_true": figure}

@@ -1,0 +1,80 @@
+"""The command `leeml`: finds the verb, turns a user's mistake into one line, and imports torch only when it must."""
+
+import errno
+import importlib
+import os
+import sys
+
+VERBS = {
+    "fit": ("train", "train a model: --config configs/hw1_covid/medium.yaml [--data.root DIR] [--run_dir DIR]"),
+    "validate": ("train", "score a run's best checkpoint on its held-out rows: --run_dir DIR"),
+    "test": ("train", "score it on labelled test data, else on the held-out rows: --run_dir DIR [--data.root DIR]"),
+    "predict": ("train", "write the course's submission file: --run_dir DIR [--data.root DIR] [--output FILE]"),
+    "kfold": ("kfold", "cross-validation and an ensemble of the folds: --config ... --folds 5"),
+    "data": ("data", "get data: sample | fetch | prepare <homework> [DIR]"),
+    "bench": ("bench", "measure speed and accuracy against plain references: bench hw1_covid"),
+}
+
+NEXT = """leeml: the homeworks of Hung-yi Lee's machine learning course, in PyTorch Lightning
+
+No data yet? Make a small generated set (data/ of the project), then train on it:
+  leeml data sample hw1_covid
+  leeml fit --config configs/hw1_covid/medium.yaml
+
+More: leeml --help, leeml fit --help, README.md"""
+
+
+def usage() -> str:
+    """All verbs, a line each."""
+    lines = [f"  {verb:<9} {text}" for verb, (_, text) in VERBS.items()]
+    return "usage: leeml VERB ...\n\n" + "\n".join(lines) + "\n\nEach verb has its own --help."
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for a mistake the user can mend; None for a fault of ours, which deserves its traceback."""
+    kind = type(error).__name__
+    if kind in ("DataError", "MisconfigurationException"):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT,
+        errno.EEXIST,
+    ):  # fmt: skip
+        where = error.filename or "while writing"
+        hint = "; free some space and run it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return f"{where}: {os.strerror(error.errno).lower()}{hint}"
+    if error.__cause__ is not None:
+        return explain(error.__cause__)
+    return None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit code: 0, 1 (cannot be done), 2 (not understood), 130 (stopped by hand)."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args:
+        print(NEXT)
+        return 0
+    if args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if args[0] not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(args[0], VERBS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "see leeml --help"
+        print(f"leeml: error: no verb {args[0]!r}; {hint}", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(f"scripts.{VERBS[args[0]][0]}").main(args)
+    except KeyboardInterrupt:
+        print("leeml: stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        text = None if os.environ.get("LEEML_DEBUG") else explain(error)
+        if text is None:
+            raise
+        print(f"leeml: error: {' '.join(text.split())}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

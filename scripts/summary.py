@@ -1,0 +1,40 @@
+"""The short table at the end of a verb: the score, the course's lines, and where the files are."""
+
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+if TYPE_CHECKING:
+    from scripts.train import LeemlCLI
+
+
+def collect(cli: "LeemlCLI") -> dict[str, Any]:
+    """Scores of this call, by name."""
+    trainer = cli.trainer
+    if cli.subcommand == "fit":
+        best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+        if best is None or best.best_model_score is None:
+            return {}
+        return {f"best {best.monitor}": round(float(best.best_model_score), 5)}
+    return {name: round(float(value), 5) for name, value in trainer.callback_metrics.items()}
+
+
+def show_summary(cli: "LeemlCLI") -> None:
+    """Print scores, baselines and files of the run; scores of earlier calls are remembered in scores.json."""
+    run, data = cli.run, cli.datamodule
+    scores = collect(cli)
+    if scores and run.config.is_file():
+        run.add_scores(scores)
+    rows: list[tuple[str, str]] = [(name, f"{value}") for name, value in (run.read_scores() or scores).items()]
+    if cli.subcommand == "test":
+        rows.append(("tested on", data.describe_test()))
+    rows += [("course's lines", text) for text in data.describe_lines()]
+    files = [run.path / name for name in ("checkpoints/best.ckpt", "metrics.csv", "figures", "submission.csv")]
+    rows += [("run folder", str(run.path))]
+    rows += [("files", ", ".join(str(f.relative_to(run.path)) for f in files if f.exists()))]
+    if cli.output and cli.subcommand == "predict":
+        rows += [("submission", cli.output)]
+    width = max(len(name) for name, _ in rows)
+    print()
+    for name, text in rows:
+        print(f"  {name:<{width}}  {text}")
