@@ -39,7 +39,9 @@ class Parser(LightningArgumentParser):
     """Says a mistake in one line and suggests the nearest key."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        """Print and exit with code 2."""
+        """Print and exit with code 2; inner parsers raise, as jsonargparse tries one type after the other."""
+        if not self.exit_on_error:
+            super().error(message, ex)
         text = " ".join(message.split())
         for word in [w.strip("'\".") for w in text.split() if "'" in w or '"' in w]:
             known = [a.dest for a in self._actions]
