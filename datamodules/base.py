@@ -42,6 +42,8 @@ class HomeworkData(LightningDataModule, ABC):
     homework: ClassVar[str]
     kaggle: ClassVar[str]
     """Where the course publishes the data, for messages."""
+    score_name: ClassVar[str]
+    """What `score` measures."""
 
     def __init__(
         self,
@@ -80,9 +82,27 @@ class HomeworkData(LightningDataModule, ABC):
     def fetch(cls, folder: Path, edition: str | None = None) -> list[Path]:
         """Download what the course published into folder/<edition>; returns the files."""
 
+    @classmethod
+    def prepare(cls, folder: Path) -> list[Path]:
+        """Turn raw files into the course's layout; most homeworks read their files as they are."""
+        raise DataError(f"{cls.homework} needs no preparation: its files are read as they are")
+
     @abstractmethod
     def split(self) -> list[Fold]:
         """All folds of the labelled rows; called after the files are read."""
+
+    @abstractmethod
+    def labels(self, rows: np.ndarray) -> tuple[list[Any], np.ndarray]:
+        """Names and true values of labelled rows."""
+
+    @staticmethod
+    @abstractmethod
+    def score(true: np.ndarray, predicted: np.ndarray) -> float:
+        """The course's measure over a set of rows."""
+
+    @abstractmethod
+    def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
+        """Header and rows of the course's submission file, for predictions in the order of the test file."""
 
     def locate(self) -> Path:
         """The folder with the course's files.
@@ -107,7 +127,9 @@ class HomeworkData(LightningDataModule, ABC):
             raise DataError(f"{base}: no {self.homework} files found. {self._ways()}")
         if len(found) > 1:
             names = ", ".join(found)
-            raise DataError(f"{base}: several editions here: {names}. Choose one, e.g. --data.edition {next(iter(found))}")
+            raise DataError(
+                f"{base}: several editions here: {names}. Choose one, e.g. --data.edition {next(iter(found))}"
+            )
         return next(iter(found.values()))
 
     def describe_test(self) -> str:

@@ -113,7 +113,9 @@ def read_table(path: Path) -> CovidTable:
         bad = np.argwhere(~np.isfinite(values))
         cell = tuple(bad[0]) if len(bad) else None
     except ValueError:
-        cell = next((r, c) for r, (_, row) in enumerate(rows[1:]) for c, text in enumerate(row[1:]) if not _number(text))
+        cell = next(
+            (r, c) for r, (_, row) in enumerate(rows[1:]) for c, text in enumerate(row[1:]) if not _number(text)
+        )
     if cell is not None:
         line, row = rows[1 + cell[0]]
         raise DataError(

@@ -15,8 +15,8 @@ from datamodules.base import Facts, Fold, HomeworkData
 from datamodules.covid_table import TARGET, CovidTable, day_keys, read_table, window_groups
 from datamodules.download import RemoteFile, fetch, google_drive
 from datamodules.errors import DataError
-from datamodules.samplers import MemberBatchSampler, ResumableLoader
 from datamodules.sample import write_covid
+from datamodules.samplers import MemberBatchSampler, ResumableLoader
 
 Split = Literal["random", "interleaved", "state", "time", "grouped"]
 
@@ -58,6 +58,7 @@ class CovidData(HomeworkData):
     """
 
     homework: ClassVar[str] = "hw1_covid"
+    score_name: ClassVar[str] = "mse"
     kaggle: ClassVar[str] = "Kaggle competitions ml2021spring-hw1, ml2022spring-hw1, ml2023spring-hw1"
 
     def __init__(self, x: Tensor, y: Tensor | None = None, fold: Tensor | None = None) -> None:
@@ -94,6 +95,7 @@ class CovidData(HomeworkData):
     """
 
     homework: ClassVar[str] = "hw1_covid"
+    score_name: ClassVar[str] = "mse"
     kaggle: ClassVar[str] = "Kaggle competitions ml2021spring-hw1, ml2022spring-hw1, ml2023spring-hw1"
     course_lines: ClassVar[dict[str, dict[str, float]]] = {
         "2021": {"simple": 2.03004, "medium": 1.28359, "strong": 0.88017},
@@ -159,7 +161,9 @@ class CovidData(HomeworkData):
     def setup(self, stage: str) -> None:
         """Read the files; with training rows (all stages but predict) also cut the folds and find the facts."""
         folder = self.locate()
-        paths = {part: next((folder / n for n in _names(part) if (folder / n).is_file()), None) for part in ("train", "test")}
+        paths = {
+            part: next((folder / n for n in _names(part) if (folder / n).is_file()), None) for part in ("train", "test")
+        }
         if stage == "fit" and paths["train"] is None:
             raise DataError(f"{folder}: no {_names('train')[0]} here, and training needs it. {self._ways()}")
         if stage != "predict" and paths["train"] is not None:
@@ -186,7 +190,11 @@ class CovidData(HomeworkData):
                 continue
             lacks = [c for c in expected["columns"] if c not in table.columns]
             extra = [c for c in table.columns if c not in expected["columns"]]
-            what = f"lacks {_short(lacks)}, has {_short(extra)} too many" if lacks or extra else "has them in another order"
+            what = (
+                f"lacks {_short(lacks)}, has {_short(extra)} too many"
+                if lacks or extra
+                else "has them in another order"
+            )
             raise DataError(
                 f"{table.path}:1: other columns than the model was trained on: it {what}. "
                 "Use the files of the model's own edition, or train a model on this one"
@@ -199,7 +207,9 @@ class CovidData(HomeworkData):
         if self.features == "raw":
             return table.values, table.columns
         one_hot, last = table.values[:, : len(table.states)], table.days - 1
-        names = [table.columns[len(table.states) + k * len(table.survey) :][: len(table.survey)] for k in range(table.days)]
+        names = [
+            table.columns[len(table.states) + k * len(table.survey) :][: len(table.survey)] for k in range(table.days)
+        ]
         parts, out = [one_hot, table.day(last)[:, :-1], table.day(last - 1)[:, -1:]], list(table.states)
         out += [*names[last], names[last - 1][-1]]
         for k in range(last, 0, -1):
@@ -225,7 +235,9 @@ class CovidData(HomeworkData):
             return self._time_folds(self.train)
         groups = self.train.state() if self.split_by == "state" else window_groups(self.train)
         if (found := len(np.unique(groups))) < k:
-            raise DataError(f"{self.train.path}: {found} groups cannot be cut into data.folds = {k} parts by {self.split_by}")
+            raise DataError(
+                f"{self.train.path}: {found} groups cannot be cut into data.folds = {k} parts by {self.split_by}"
+            )
         return [Fold(*fold) for fold in GroupKFold(k, shuffle=True, random_state=seed).split(rows, groups=groups)]
 
     def _time_folds(self, table: CovidTable) -> list[Fold]:
@@ -268,8 +280,15 @@ class CovidData(HomeworkData):
                 t = change[fold.train] if self.standardise == "both" else np.array([-1.0, 1.0])
                 rows.append(out | {"fold": np.array(number), "target_mean": t.mean(), "target_scale": t.std()})
         stacked = {key: np.stack([r[key] for r in rows]) for key in rows[0]}
-        tensors = {k: torch.from_numpy(v.astype(np.float32) if v.dtype == np.float64 else v) for k, v in stacked.items()}
-        return {"edition": edition, "columns": table.columns, "features": names, "anchor": anchor if self.target == "change" else None} | tensors
+        tensors = {
+            k: torch.from_numpy(v.astype(np.float32) if v.dtype == np.float64 else v) for k, v in stacked.items()
+        }
+        return {
+            "edition": edition,
+            "columns": table.columns,
+            "features": names,
+            "anchor": anchor if self.target == "change" else None,
+        } | tensors
 
     def _select(self, x: np.ndarray, y: np.ndarray, names: list[str], is_state: np.ndarray) -> np.ndarray:
         """Numbers of the features in use, chosen on training rows alone."""
@@ -301,9 +320,13 @@ class CovidData(HomeworkData):
         assert self.train is not None
         world = self.trainer.world_size if self.trainer else 1
         if world > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
-            raise DataError("set trainer.use_distributed_sampler to false: these loaders share rows out over ranks themselves")
+            raise DataError(
+                "set trainer.use_distributed_sampler to false: these loaders share rows out over ranks themselves"
+            )
         rows = [fold.train for fold in self.chosen_folds() for _ in range(self.members)]
-        sampler = MemberBatchSampler(rows, self.batch_size, self.seed, self.trainer.global_rank if self.trainer else 0, world)
+        sampler = MemberBatchSampler(
+            rows, self.batch_size, self.seed, self.trainer.global_rank if self.trainer else 0, world
+        )
         return ResumableLoader(self._rows(self.train), sampler)
 
     def val_dataloader(self) -> DataLoader:
@@ -320,7 +343,9 @@ class CovidData(HomeworkData):
         if self.test is not None and self.test.target is not None:
             return self._whole(self._rows(self.test), torch.arange(len(self.test.ids)))
         if self.train is None:
-            raise DataError(f"{self.locate()}: nothing to score: no test file with a {TARGET!r} column and no training file")
+            raise DataError(
+                f"{self.locate()}: nothing to score: no test file with a {TARGET!r} column and no training file"
+            )
         return self.val_dataloader()
 
     def predict_dataloader(self) -> DataLoader:
@@ -332,6 +357,16 @@ class CovidData(HomeworkData):
         """One batch a rank: every world-th row, so that each row is seen once."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return DataLoader(rows, sampler=[which[rank::world]], batch_size=None)  # type: ignore[arg-type]
+
+    def labels(self, rows: np.ndarray) -> tuple[list[int], np.ndarray]:
+        """Ids and targets (N,) in percent of training rows."""
+        assert self.train is not None and self.train.target is not None
+        return [self.train.ids[i] for i in rows], self.train.target[rows]
+
+    @staticmethod
+    def score(true: np.ndarray, predicted: np.ndarray) -> float:
+        """Mean squared error in percent squared."""
+        return float(np.mean((true - predicted) ** 2))
 
     def describe_test(self) -> str:
         """What `leeml test` scored, in words."""

@@ -9,13 +9,8 @@ import numpy as np
 
 from datamodules.errors import DataError
 
-STATES = (
-    "AL AK AZ AR CA CO CT FL GA ID IL IN IA KS KY LA MD MA MI MN MS MO NE NV NJ NM NY NC OH OK OR RI SC TX UT VA WA"
-).split()
-SURVEY = (
-    "cli ili hh_cmnty_cli nohh_cmnty_cli wearing_mask travel_outside_state work_outside_home shop restaurant spent_time "
-    "large_event public_transit anxious depressed worried_finances tested_positive"
-).split()
+STATES = ["AL", "AK", "AZ", "AR", "CA", "CO", "CT", "FL", "GA", "ID", "IL", "IN", "IA", "KS", "KY", "LA", "MD", "MA", "MI", "MN", "MS", "MO", "NE", "NV", "NJ", "NM", "NY", "NC", "OH", "OK", "OR", "RI", "SC", "TX", "UT", "VA", "WA"]
+SURVEY = ["cli", "ili", "hh_cmnty_cli", "nohh_cmnty_cli", "wearing_mask", "travel_outside_state", "work_outside_home", "shop", "restaurant", "spent_time", "large_event", "public_transit", "anxious", "depressed", "worried_finances", "tested_positive"]
 DAYS, WINDOWS, TRAIN_ROWS = 5, 102, 2699
 
 
@@ -61,6 +56,8 @@ def write_covid(folder: Path, seed: int = 0) -> list[Path]:
                 for number, row in enumerate(chosen):
                     state, day = rows[row]
                     values = survey[state, day : day + DAYS].ravel()[:width]
-                    writer.writerow([number, *(int(s == state) for s in range(len(STATES))), *(f"{v:.7f}" for v in values)])
+                    writer.writerow(
+                        [number, *(int(s == state) for s in range(len(STATES))), *(f"{v:.7f}" for v in values)]
+                    )
         folder.mkdir(exist_ok=True)
         return [Path(shutil.move(Path(scratch) / name, folder / name)) for name in parts]

@@ -53,7 +53,9 @@ class RunFolder:
                 raise PermissionError("no right to write")
         except OSError as error:
             reason = os.strerror(error.errno).lower() if error.errno else error
-            raise DataError(f"{self.path}: cannot write a run here ({reason}); choose another folder with --run_dir") from None
+            raise DataError(
+                f"{self.path}: cannot write a run here ({reason}); choose another folder with --run_dir"
+            ) from None
 
     def read_scores(self) -> dict[str, Any]:
         """What was scored so far."""
@@ -78,7 +80,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
         if "Unsupported" in str(error) or "WeightsUnpickler" in str(error) or "weights_only" in str(error).lower():
-            raise DataError(f"{path}: holds code besides weights and was not loaded; only open checkpoints of leeml") from None
+            raise DataError(
+                f"{path}: holds code besides weights and was not loaded; only open checkpoints of leeml"
+            ) from None
         raise DataError(f"{path}: the checkpoint is damaged or cut short; use another one of the run") from None
     if not isinstance(checkpoint, dict) or "homework" not in checkpoint or "config" not in checkpoint:
         raise DataError(f"{path}: not a checkpoint of leeml")

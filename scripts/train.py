@@ -17,7 +17,6 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import callbacks
@@ -52,15 +51,20 @@ class Parser(LightningArgumentParser):
         sys.exit(2)
 
 
+def known_classes() -> None:
+    """Import all that configs may name by short names."""
+    for package in (modules, datamodules, callbacks):
+        for found in pkgutil.iter_modules(package.__path__):
+            if not found.ispkg:
+                importlib.import_module(f"{package.__name__}.{found.name}")
+
+
 class LeemlCLI(LightningCLI):
     """LightningCLI whose runs have a folder and whose checkpoints never override the user's flags."""
 
     def __init__(self, args: list[str], run: RunFolder, output: str | None = None) -> None:
         self.run, self.output = run, output
-        for package in (modules, datamodules, callbacks):  # known by name, so that configs may use short names
-            for found in pkgutil.iter_modules(package.__path__):
-                if not found.ispkg:
-                    importlib.import_module(f"{package.__name__}.{found.name}")
+        known_classes()
         super().__init__(
             HomeworkModule,
             HomeworkData,
@@ -76,9 +80,13 @@ class LeemlCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run folder's own flags, and the checkpoint that is always kept."""
-        parser.add_argument("--run_dir", type=str | None, help="Folder of the run (default runs/<homework>/<level>/<time>).")
+        parser.add_argument(
+            "--run_dir", type=str | None, help="Folder of the run (default runs/<homework>/<level>/<time>)."
+        )
         parser.add_argument("--resume", type=bool, default=False, help="Go on with the interrupted run in --run_dir.")
-        parser.add_argument("--output", type=str | None, help="File that predict writes (default: submission.csv of the run).")
+        parser.add_argument(
+            "--output", type=str | None, help="File that predict writes (default: submission.csv of the run)."
+        )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
@@ -166,7 +174,7 @@ def _class(path: str) -> type[HomeworkModule]:
     return getattr(importlib.import_module(module), name)
 
 
-def _find_config(text: str) -> str:
+def find_config(text: str) -> str:
     """A config's path: as typed, else in the project; a misspelt one gets the nearest as a suggestion."""
     if text.lstrip().startswith("{") or Path(text).is_file():
         return text
@@ -193,7 +201,7 @@ def plan(args: list[str]) -> tuple[list[str], RunFolder, str | None]:
     verb, known_verbs = args[0], ("fit", "validate", "test", "predict")
     assert verb in known_verbs
     own, rest = _own_flags().parse_known_args(args[1:])
-    configs = [_find_config(c) for c in own.config]
+    configs = [find_config(c) for c in own.config]
     run = RunFolder(own.run_dir.absolute()) if own.run_dir else None
     ckpt = own.ckpt_path
     if verb == "fit":
@@ -203,7 +211,9 @@ def plan(args: list[str]) -> tuple[list[str], RunFolder, str | None]:
             ckpt = ckpt or str(run.checkpoint("last"))
             configs = [_run_config(run), *configs]
         elif run is not None and run.checkpoints.is_dir():
-            raise DataError(f"{run.path}: holds a run already; add --resume to go on with it, or choose another --run_dir")
+            raise DataError(
+                f"{run.path}: holds a run already; add --resume to go on with it, or choose another --run_dir"
+            )
     else:
         if run is None and ckpt is None:
             raise DataError(f"{verb} needs a trained run: --run_dir runs/..., or --ckpt_path FILE")
@@ -221,7 +231,7 @@ def plan(args: list[str]) -> tuple[list[str], RunFolder, str | None]:
     if "--data.root" in " ".join(rest) and "--data.dir" not in " ".join(rest):
         rest = [*rest, "--data.dir", "null"]  # a folder of the run's config would win over the flag
     if run is None:
-        run = _new_run(configs)
+        run = new_run(configs)
     line = [verb, *(part for c in configs for part in ("--config", c)), *rest]
     return line + (["--ckpt_path", ckpt] if ckpt else []), run, own.output
 
@@ -232,19 +242,23 @@ def _run_config(run: RunFolder) -> str:
     return str(run.config)
 
 
-def _new_run(configs: list[str]) -> RunFolder:
+def new_run(configs: list[str], suffix: str = "") -> RunFolder:
+    """The folder of a run that was given none, named after its first config."""
     if inherited := os.environ.get("LEEML_RUN_DIR"):  # a further process of the same run
         return RunFolder(Path(inherited))
     first = Path(configs[0]) if configs else Path("custom")
     homework = first.parent.name if first.parent.parent.name == "configs" else "custom"
-    return RunFolder.new(homework, first.stem)
+    return RunFolder.new(homework, first.stem + suffix)
 
 
 def run_cli(args: list[str]) -> LeemlCLI:
     """Run fit, validate, test or predict; what went wrong before training leaves nothing behind."""
     if {"-h", "--help", "--print_config"} & set(args) or any(a.startswith("--print_config") for a in args):
         if args[0] == "fit":
-            args = [_find_config(a) if before in ("-c", "--config") else a for before, a in zip(["", *args], args, strict=False)]
+            args = [
+                find_config(a) if before in ("-c", "--config") else a
+                for before, a in zip(["", *args], args, strict=False)
+            ]
         return LeemlCLI(args, RunFolder(Path("runs")))
     line, run, output = plan(args)
     fresh = not run.path.exists()

@@ -57,7 +57,14 @@ class Block(nn.Module):
     """Linear, batch norm, activation, dropout; the input is added back where the widths agree and `residual` is set."""
 
     def __init__(
-        self, members: int, width_in: int, width: int, activation: Activation, dropout: float, norm: bool, residual: bool
+        self,
+        members: int,
+        width_in: int,
+        width: int,
+        activation: Activation,
+        dropout: float,
+        norm: bool,
+        residual: bool,
     ) -> None:
         super().__init__()
         self.linear = MemberLinear(members, width_in, width)

@@ -1,0 +1,75 @@
+"""leeml data: generate a sample, download what the course published, or prepare raw files, for any homework."""
+
+import argparse
+import difflib
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import datamodules
+from datamodules.errors import DataError
+
+if TYPE_CHECKING:
+    from datamodules.base import HomeworkData
+
+
+def homeworks() -> list[str]:
+    """Names of the homeworks, found by their files."""
+    return [m.name for m in pkgutil.iter_modules(datamodules.__path__) if m.name.startswith("hw")]
+
+
+def data_class(homework: str) -> "type[HomeworkData]":
+    """The HomeworkData defined in datamodules/<homework>.py."""
+    if homework not in homeworks():
+        near = difflib.get_close_matches(homework, homeworks(), 1, 0.4)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(homeworks())}"
+        raise DataError(f"no homework {homework!r}; {hint}")
+    from datamodules.base import HomeworkData
+
+    module = importlib.import_module(f"datamodules.{homework}")
+    return next(
+        value for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, HomeworkData) and value.__module__ == module.__name__
+    )  # fmt: skip
+
+
+def main(args: list[str]) -> int:
+    """Run one of the data verbs."""
+    parser = argparse.ArgumentParser(prog="leeml data", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    help_of = {
+        "sample": "write a small generated set in the course's layout",
+        "fetch": "download the course's files",
+        "prepare": "turn raw files into the course's layout",
+    }
+    for verb, text in help_of.items():
+        sub = verbs.add_parser(verb, help=text, description=text)
+        sub.add_argument("homework", help=", ".join(homeworks()))
+        sub.add_argument(
+            "root", nargs="?", type=Path, help="data folder (default: $LEEML_DATA, else data/ in the project)"
+        )
+        if verb == "sample":
+            sub.add_argument("--seed", type=int, default=0)
+            sub.add_argument("--if_empty", action="store_true", help="do nothing where the homework has data already")
+        if verb == "fetch":
+            sub.add_argument("--edition", help="2021, 2022 or 2023 (default: all)")
+    own = parser.parse_args(args[1:])
+    cls = data_class(own.homework)
+    from datamodules.base import default_root
+
+    root = (own.root or default_root()).expanduser()
+    folder = root / own.homework
+    if own.verb == "sample":
+        there = [p.name for p in folder.iterdir() if cls.has_files(p)] if folder.is_dir() else []
+        if own.if_empty and (there or cls.has_files(folder)):
+            print(f"{folder}: data is here already ({', '.join(there) or 'the course files'})")
+            return 0
+        files = cls.sample(folder / "sample", own.seed)
+    elif own.verb == "fetch":
+        files = cls.fetch(folder, own.edition)
+    else:
+        files = cls.prepare(folder)
+    for path in files:
+        print(path)
+    return 0

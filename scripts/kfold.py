@@ -1,0 +1,116 @@
+"""leeml kfold: every row predicted by models that never saw it, the spread over folds, and their ensemble's submission.
+
+Nothing is chosen by looking at held-out rows: early stopping is dropped and the last weights are scored.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch import Trainer
+
+from callbacks.submission import write_csv
+from datamodules.base import HomeworkData
+from modules.base import HomeworkModule
+from scripts.run_folder import RunFolder
+from scripts.train import LeemlCLI, find_config, known_classes, new_run, run_cli
+
+
+def predict_rows(cli: LeemlCLI, loader: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers and predictions of a loader's rows, by the weights in memory."""
+    quiet = Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, default_root_dir=cli.trainer.default_root_dir,
+    )  # fmt: skip
+    batches: Sequence[Any] = quiet.predict(cli.model, dataloaders=loader) or []
+    rows = torch.cat([b["row"] for b in batches]).cpu().numpy()
+    return rows, torch.cat([b["prediction"] for b in batches]).float().cpu().numpy()
+
+
+def read_configs(args: Sequence[str]) -> dict[str, Any]:
+    """Model and trainer sections of the configs on the line; a later file wins."""
+    merged: dict[str, Any] = {}
+    for flag, value in zip(args, args[1:], strict=False):
+        if flag in ("--config", "-c"):
+            for section, content in (yaml.safe_load(Path(find_config(value)).read_text()) or {}).items():
+                merged[section] = (merged.get(section) or {}) | content if isinstance(content, dict) else content
+    return merged
+
+
+def without_early_stopping(config: dict[str, Any]) -> list[str]:
+    """Flags that drop the configs' EarlyStopping; none where there is none."""
+    given = (config.get("trainer") or {}).get("callbacks") or []
+    kept = [c for c in given if not c["class_path"].endswith("EarlyStopping")]
+    return (
+        []
+        if kept == given
+        else ["--trainer.callbacks", yaml.safe_dump(kept, default_flow_style=True, width=math.inf).strip()]
+    )
+
+
+def main(args: list[str]) -> int:
+    """Train all folds, in one pass where the module can, and write out-of-fold predictions, scores and submission."""
+    parser = argparse.ArgumentParser(prog="leeml kfold", description=__doc__, epilog="Everything else as in leeml fit.")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--one_by_one", action="store_true", help="train the folds one after the other in any case")
+    parser.add_argument("--run_dir", type=Path, help="folder of the run (default runs/<homework>/<level>_kfold/<time>)")
+    own, rest = parser.parse_known_args(args[1:])
+    config = read_configs(rest)
+    known_classes()
+    path = (config.get("model") or {}).get("class_path", "")
+    together = not own.one_by_one and any(
+        c.members_in_one_pass
+        for c in HomeworkModule.__subclasses__()
+        if path in (c.__name__, f"{c.__module__}.{c.__name__}")
+    )
+    configs = [v for f, v in zip(rest, rest[1:], strict=False) if f in ("--config", "-c")]
+    run = RunFolder(own.run_dir.absolute()) if own.run_dir else new_run([find_config(c) for c in configs], "_kfold")
+    line = ["fit", *rest, *without_early_stopping(config), "--data.folds", str(own.folds), "--run_dir"]
+    if together:
+        plans = [[*line, str(run.path), "--data.fold", "null"]]
+    else:
+        plans = [[*line, str(run.path / f"fold_{k}"), "--data.fold", str(k)] for k in range(own.folds)]
+    held: list[tuple[np.ndarray, np.ndarray]] = []
+    test: list[np.ndarray] = []
+    for plan in plans:
+        cli = run_cli(plan)
+        held.append(predict_rows(cli, cli.datamodule.val_dataloader()))
+        cli.datamodule.setup("predict")
+        test.append(predict_rows(cli, cli.datamodule.predict_dataloader())[1])
+    report(run, cli.datamodule, *(np.concatenate(part) for part in zip(*held, strict=True)), np.mean(test, axis=0))
+    return 0
+
+
+def report(run: RunFolder, data: HomeworkData, rows: np.ndarray, predicted: np.ndarray, test: np.ndarray) -> None:
+    """Write out_of_fold.csv, submission.csv and scores.json; print the table."""
+    fold = np.full(int(rows.max()) + 1, -1)
+    for number, part in enumerate(data.split()):
+        fold[part.val] = number
+    order = np.argsort(rows)
+    rows, predicted = rows[order], predicted[order]
+    ids, true = data.labels(rows)
+    write_csv(
+        run.path / "out_of_fold.csv",
+        ["id", "fold", "true", "predicted"],
+        zip(ids, fold[rows], true, predicted, strict=True),
+    )
+    write_csv(run.path / "submission.csv", *data.submission(test))
+    by_fold = [data.score(true[fold[rows] == k], predicted[fold[rows] == k]) for k in range(data.n_folds)]
+    name, mean, spread = data.score_name, float(np.mean(by_fold)), float(np.std(by_fold, ddof=1))
+    run.add_scores(
+        {f"kfold {name}": round(mean, 5), "spread": round(spread, 5), "folds": [round(s, 5) for s in by_fold]}
+    )
+    print(f"\n  fold  rows  {name}")
+    for number, score in enumerate(by_fold):
+        print(f"  {number:<4}  {int((fold[rows] == number).sum()):<4}  {score:.4f}")
+    print(
+        f"  mean        {mean:.4f}  (standard deviation over folds {spread:.4f}; last weights, nothing chosen on held-out rows)"
+    )
+    for text in data.describe_lines():
+        print(f"  course's lines  {text}")
+    print(f"  files  {run.path}: out_of_fold.csv, submission.csv (mean of all folds' models), scores.json")
