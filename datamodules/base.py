@@ -24,7 +24,7 @@ class Fold(NamedTuple):
 
 def default_root() -> Path:
     """The folder with one sub-folder a homework: $LEEML_DATA, else data/ in the project."""
-    return Path(os.environ.get("LEEML_DATA") or PROJECT / "data")
+    return Path(os.environ.get("LEEML_DATA") or PROJECT / "data").expanduser()
 
 
 class HomeworkData(LightningDataModule, ABC):
@@ -49,7 +49,7 @@ class HomeworkData(LightningDataModule, ABC):
         self,
         root: str | None = None,
         dir: str | None = None,
-        edition: str | None = None,
+        edition: str | int | None = None,
         folds: int = 5,
         fold: int | None = 0,
         seed: int = 0,
@@ -59,9 +59,11 @@ class HomeworkData(LightningDataModule, ABC):
             raise DataError(f"data.folds is {folds}: at least 2 are needed to hold rows out")
         if fold is not None and not 0 <= fold < folds:
             raise DataError(f"data.fold is {fold}: expected 0 to {folds - 1}, as data.folds is {folds}")
+        if seed < 0:
+            raise DataError(f"data.seed is {seed}: expected 0 or more")
         self.root = Path(root).expanduser() if root else default_root()
         self.dir = Path(dir).expanduser() if dir else None
-        self.edition = edition
+        self.edition = None if edition is None else str(edition)
         self.n_folds = folds
         self.fold = fold
         self.seed = seed
@@ -116,13 +118,15 @@ class HomeworkData(LightningDataModule, ABC):
             return self.dir
         base = self.root / self.homework
         found = {p.name: p for p in sorted(base.iterdir()) if self.has_files(p)} if base.is_dir() else {}
-        if self.edition is not None and not (self.edition not in found and self.has_files(base)):
-            if self.edition not in found:
-                there = f"it holds {', '.join(found)}" if found else "it holds no edition"
-                raise DataError(f"{base / self.edition}: no files of edition {self.edition!r} here ({there})")
+        if self.edition in found:
             return found[self.edition]
-        if self.has_files(base):
+        if self.has_files(base):  # no folders by edition here, or none was asked for
             return base
+        if self.edition is not None:
+            there = f"it holds {', '.join(found)}" if found else "it holds no edition"
+            raise DataError(
+                f"{base / self.edition}: no files of edition {self.edition!r} here ({there}). {self._ways()}"
+            )
         if not found:
             raise DataError(f"{base}: no {self.homework} files found. {self._ways()}")
         if len(found) > 1:

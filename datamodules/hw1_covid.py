@@ -60,43 +60,6 @@ class CovidData(HomeworkData):
     homework: ClassVar[str] = "hw1_covid"
     score_name: ClassVar[str] = "mse"
     kaggle: ClassVar[str] = "Kaggle competitions ml2021spring-hw1, ml2022spring-hw1, ml2023spring-hw1"
-
-    def __init__(self, x: Tensor, y: Tensor | None = None, fold: Tensor | None = None) -> None:
-        self.parts = {k: v for k, v in {"x": x, "y": y, "fold": fold}.items() if v is not None}
-
-    def __len__(self) -> int:
-        return len(self.parts["x"])
-
-    def __getitem__(self, rows: Tensor) -> dict[str, Tensor]:
-        return {"row": rows} | {name: part[rows] for name, part in self.parts.items()}
-
-
-class CovidData(HomeworkData):
-    """Course files of HW1, any edition, recognised by their header.
-
-    The facts for the module: names of the features and, for each fold, which of them are used and their mean and
-    standard deviation over that fold's training rows alone.
-
-    Args:
-        split: How rows are held out. random (as the course; optimistic, because rows are overlapping windows),
-            interleaved (row i in fold i mod folds: the course's 2021 sample), state (whole states), time (a stretch of
-            each state's rows, fold 0 the last one; rows that share a day with it are left out), grouped (rows linked
-            by a shared day stay together).
-        features: raw columns, or differences: states, the last day, and each day's change (same information, other
-            basis).
-        target: What the network learns: tested_positive itself, or its change since the day before.
-        standardise: Bring features, or features and target, to mean 0 and deviation 1 (state marks stay 0 or 1).
-        select: Which features are used: all, targets (states and earlier tested_positive), or the best `k` by F-test
-            or mutual information on the training rows.
-        k: Number of features for f_test and mutual_info.
-        columns: Features by name, pattern (cli*) or number (0 = first column after id), instead of `select`.
-        batch_size: Rows a network sees in one optimizer step, over all ranks together.
-        members: Networks trained in one pass on each fold.
-    """
-
-    homework: ClassVar[str] = "hw1_covid"
-    score_name: ClassVar[str] = "mse"
-    kaggle: ClassVar[str] = "Kaggle competitions ml2021spring-hw1, ml2022spring-hw1, ml2023spring-hw1"
     course_lines: ClassVar[dict[str, dict[str, float]]] = {
         "2021": {"simple": 2.03004, "medium": 1.28359, "strong": 0.88017},
         "2022": {"simple": 2.28371, "medium": 1.49430, "strong": 1.05728, "boss": 0.86161},

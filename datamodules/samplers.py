@@ -72,5 +72,5 @@ class ResumableLoader(DataLoader):
         return {"given": self._given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after that many batches."""
-        self.sampler.start = state["given"]  # type: ignore[attr-defined]
+        """Go on after that many batches; after the last one with a whole new epoch."""
+        self._given = self.sampler.start = state["given"] % len(self)  # type: ignore[attr-defined]

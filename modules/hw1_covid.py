@@ -25,8 +25,8 @@ class CovidNet(nn.Module):
     """
 
     used: Tensor
-    mean: Tensor
-    scale: Tensor
+    shift: Tensor
+    inverse: Tensor
     target_mean: Tensor
     target_scale: Tensor
 
@@ -43,8 +43,9 @@ class CovidNet(nn.Module):
         super().__init__()
         members, features = facts["used"].shape
         self.anchor: int | None = facts["anchor"]
-        for name in ("used", "mean", "scale"):
-            self.register_buffer(name, facts[name].unsqueeze(1))
+        self.register_buffer("used", facts["used"].unsqueeze(1))
+        self.register_buffer("inverse", 1 / facts["scale"].unsqueeze(1))
+        self.register_buffer("shift", -facts["mean"].unsqueeze(1) * self.inverse)
         for name in ("target_mean", "target_scale"):
             self.register_buffer(name, facts[name].unsqueeze(1))
         self.all_used = features == len(facts["features"])
@@ -56,7 +57,7 @@ class CovidNet(nn.Module):
     def standardise(self, x: Tensor) -> Tensor:
         """The features each member uses, (M, B, C) -> (M, B, D), by its own fold's mean and scale."""
         chosen = x if self.all_used else x.gather(2, self.used.expand(-1, x.shape[1], -1))
-        return (chosen - self.mean) / self.scale
+        return torch.addcmul(self.shift, chosen, self.inverse)
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.standardise(x)
