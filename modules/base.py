@@ -28,7 +28,7 @@ def split_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
 
 
 class HomeworkModule(LightningModule):
-    """What every homework's module shares. A homework adds `build`, its steps, and, if it likes, `draw`.
+    """What every homework's module shares. A homework adds `build`, its steps, and, if it likes, `draw` and `tables`.
 
     The network is built when the data has told its facts (number of features, classes, ...), or from the checkpoint,
     which holds them: it predicts without the training data.
@@ -57,6 +57,10 @@ class HomeworkModule(LightningModule):
 
     def draw(self) -> dict[str, Figure]:
         """Pictures of the last validation, test or prediction: name -> figure."""
+        return {}
+
+    def tables(self) -> dict[str, tuple[list[str], list[list[Any]]]]:
+        """Tables of the last validation or test, of a few thousand rows at most: name -> (columns, rows)."""
         return {}
 
     def configure_model(self) -> None:

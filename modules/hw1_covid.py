@@ -1,5 +1,6 @@
 """HW1: regression of tomorrow's share of positive tests, by one network or many trained in one pass."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ class CovidNet(nn.Module):
     Args:
         facts: From CovidData: the D features each member uses, their mean and scale, the target's, the anchor.
         hidden, activation, dropout, batch_norm, residual: See MLP.
-        skip: Add a linear path beside the perceptron; `by_state` lets its coefficients differ between states.
+        skip: Add a linear path beside the perceptron, its coefficients free to differ from state to state.
     """
 
     used: Tensor
@@ -51,8 +52,9 @@ class CovidNet(nn.Module):
         self.all_used = features == len(facts["features"])
         self.mlp = MLP(members, features, 1, hidden, activation, dropout, batch_norm, residual)
         self.skip = ContextLinear(members, features, facts["is_state"]) if skip else None
-        if self.skip is not None:  # the linear path starts, and the perceptron joins in from nothing
+        if self.skip is not None:  # the perceptron adds to a finished linear model, so it begins by adding nothing
             nn.init.zeros_(self.mlp[-1].weight)  # type: ignore[arg-type]
+            nn.init.zeros_(self.mlp[-1].bias)  # type: ignore[arg-type]
 
     def standardise(self, x: Tensor) -> Tensor:
         """The features each member uses, (M, B, C) -> (M, B, D), by its own fold's mean and scale."""
@@ -61,22 +63,26 @@ class CovidNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.standardise(x)
-        out = self.mlp(z)
+        out = self.mlp(z).squeeze(-1)
         if self.skip is not None:
             out = out + self.skip(z)
-        percent = out.squeeze(-1) * self.target_scale + self.target_mean
+        percent = out * self.target_scale + self.target_mean
         return percent if self.anchor is None else percent + x[:, :, self.anchor]
 
     @torch.no_grad()
-    def fit_skip(self, x: Tensor, y: Tensor, rows: Sequence[np.ndarray], ridge: float) -> None:
-        """Start the linear path at the ridge solution of each member's training rows; x (N, C), y (N,) in percent."""
+    def fit_skip(self, x: Tensor, y: Tensor, rows: Sequence[np.ndarray], ridge: float, state_ridge: float) -> None:
+        """Solve the linear path of each member on its training rows; x (N, C), y (N,) in percent."""
         assert self.skip is not None
-        z = self.standardise(x.expand(len(rows), *x.shape))
         base = torch.zeros_like(y) if self.anchor is None else x[:, self.anchor]
-        for member, chosen in enumerate(rows):
+        for m, chosen in enumerate(rows):
+            if m and chosen is rows[m - 1] and torch.equal(self.used[m], self.used[m - 1]):  # another of the same fold
+                self.skip.shared[m], self.skip.by_context[m] = self.skip.shared[m - 1], self.skip.by_context[m - 1]
+                continue
             index = torch.from_numpy(chosen).to(x.device)
-            target = (y - base - self.target_mean[member])[index] / self.target_scale[member]
-            self.skip.fit(member, z[member, index], target, ridge)
+            features = x[index][:, self.used[m, 0]]
+            z = torch.addcmul(self.shift[m], features, self.inverse[m])
+            target = ((y - base)[index] - self.target_mean[m]) / self.target_scale[m]
+            self.skip.fit(m, z, target, ridge, state_ridge)
 
 
 class CovidRegressor(HomeworkModule):
@@ -86,9 +92,9 @@ class CovidRegressor(HomeworkModule):
         optimizer: See HomeworkModule.
         hidden: Widths of the hidden layers; [] is linear regression, [k] with sigmoid the notes' sum of k sigmoids.
         activation, dropout, batch_norm, residual: See MLP.
-        skip: Linear path beside the perceptron, its coefficients free to differ a little from state to state.
-        ridge: Start the linear path at its ridge solution with this penalty; null starts it at zero.
-        l2: Weight of the squared corrections by state in the loss.
+        ridge: Put a linear path beside the perceptron, solved in closed form with this penalty on its coefficients
+            (standardised features); the perceptron learns what it leaves over. null: no such path.
+        state_ridge: Penalty on each state's corrections to these coefficients; .inf for none.
     """
 
     homework: ClassVar[str] = "hw1_covid"
@@ -103,15 +109,14 @@ class CovidRegressor(HomeworkModule):
         dropout: float = 0.0,
         batch_norm: bool = False,
         residual: bool = False,
-        skip: bool = False,
         ridge: float | None = None,
-        l2: float = 0.0,
+        state_ridge: float = math.inf,
     ) -> None:
         super().__init__(optimizer)
         self.save_hyperparameters(ignore=["optimizer"])
-        self.ridge, self.l2 = ridge, l2
+        self.ridge, self.state_ridge = ridge, state_ridge
         self.net_options: dict[str, Any] = dict(
-            hidden=hidden, activation=activation, dropout=dropout, batch_norm=batch_norm, residual=residual, skip=skip
+            hidden=hidden, activation=activation, dropout=dropout, batch_norm=batch_norm, residual=residual, skip=ridge is not None
         )
         metrics = MetricCollection({"mse": MeanSquaredError(), "rmse": MeanSquaredError(squared=False)})
         self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
@@ -124,10 +129,10 @@ class CovidRegressor(HomeworkModule):
 
     def on_fit_start(self) -> None:
         """Solve the linear path in closed form, unless the run is a resumed one."""
-        if self.net.skip is not None and self.ridge is not None and self.trainer.global_step == 0:
+        if self.ridge is not None and self.trainer.global_step == 0:
             loader = self.trainer.datamodule.train_dataloader()
             parts = loader.dataset.parts
-            self.net.fit_skip(parts["x"], parts["y"], loader.sampler.rows, self.ridge)
+            self.net.fit_skip(parts["x"], parts["y"], loader.sampler.rows, self.ridge, self.state_ridge)
 
     def forward(self, x: Tensor) -> Tensor:
         """Predictions of every member, (M, B, C) -> (M, B), in percent."""
@@ -138,7 +143,7 @@ class CovidRegressor(HomeworkModule):
         errors = (self(batch["x"]) - batch["y"]).square()
         mse = self.global_mean(errors.sum(), errors.shape[1])
         self.track(mse / errors.shape[0])
-        return mse if self.net.skip is None else mse + self.l2 * self.net.skip.penalty().sum()
+        return mse
 
     def ensemble(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean over members (B,); rows with a fold number are judged only by the members that hold that fold out."""
@@ -174,11 +179,23 @@ class CovidRegressor(HomeworkModule):
         """Row numbers and predictions (B,) in percent."""
         return {"row": batch["row"], "prediction": self.ensemble(batch)}
 
-    def draw(self) -> dict[str, Figure]:
-        """Predicted against true values of the rows judged last (on several ranks: of the first one)."""
+    def _judged(self) -> tuple[Tensor, Tensor]:
+        """Predictions and targets (B,) of the rows judged last (on several ranks: of the first one)."""
+        predicted, true = (torch.cat(part).float().cpu() for part in zip(*self._seen, strict=True))
+        return predicted, true
+
+    def tables(self) -> dict[str, tuple[list[str], list[list[Any]]]]:
+        """True and predicted values of the rows judged last."""
         if not self._seen:
             return {}
-        predicted, true = (torch.cat(part).float().cpu() for part in zip(*self._seen, strict=True))
+        predicted, true = self._judged()
+        return {"held_out": (["true", "predicted"], torch.stack((true, predicted), dim=1).tolist())}
+
+    def draw(self) -> dict[str, Figure]:
+        """Predicted against true values of the rows judged last."""
+        if not self._seen:
+            return {}
+        predicted, true = self._judged()
         figure = Figure(figsize=(5, 5), layout="constrained")
         axes = figure.subplots()
         ends = [float(min(true.min(), predicted.min())), float(max(true.max(), predicted.max()))]

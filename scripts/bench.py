@@ -1,0 +1,66 @@
+"""leeml bench: speed and accuracy of a homework against plain references, in one process run, printed as ratios."""
+
+import argparse
+import difflib
+import importlib
+import pkgutil
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from datamodules.errors import DataError
+from scripts import benches
+
+
+def environment(threads: int) -> str:
+    """Device, threads and versions behind the figures."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.is_file() else []
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+        device = f"CPU ({name or platform.machine()}), {threads} threads"
+    names = ("torch", "lightning", "numpy", "scikit-learn")
+    return f"{device}; Python {platform.python_version()}, " + ", ".join(f"{n} {version(n)}" for n in names)
+
+
+def medians(parts: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Median seconds of each part; the parts take turns, so that a slow moment of the machine hits all of them."""
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for turn in range(repeats + 1):
+        for name, part in parts.items():
+            start = time.perf_counter()
+            part()
+            if turn:  # the first turn warms up
+                times[name].append(time.perf_counter() - start)
+    return {name: median(values) for name, values in times.items()}
+
+
+def main(args: list[str]) -> int:
+    """Run one homework's benchmark."""
+    known = [m.name for m in pkgutil.iter_modules(benches.__path__)]
+    parser = argparse.ArgumentParser(prog="leeml bench", description=__doc__)
+    parser.add_argument("homework", help=", ".join(known))
+    parser.add_argument("--data.root", dest="root", type=Path, help="data folder with one sub-folder a homework")
+    parser.add_argument("--only", choices=["speed", "accuracy"], help="one half of it")
+    parser.add_argument("--levels", nargs="+", default=["boss"], help="levels in the accuracy table")
+    parser.add_argument("--repeats", type=int, default=5, help="timed turns; medians are reported")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads on the CPU")
+    own = parser.parse_args(args[1:])
+    if own.homework not in known:
+        near = difflib.get_close_matches(own.homework, known, 1, 0.4)
+        raise DataError(f"no benchmark of {own.homework!r}; " + (f"did you mean {near[0]}?" if near else f"there are {known}"))
+    torch.set_num_threads(own.threads)
+    print(environment(own.threads))
+    bench = importlib.import_module(f"scripts.benches.{own.homework}")
+    if own.only != "accuracy":
+        bench.speed(own.root, own.repeats)
+    if own.only != "speed":
+        bench.accuracy(own.root, own.levels)
+    return 0

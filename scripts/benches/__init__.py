@@ -1,0 +1,1 @@
+"""What `leeml bench` measures, one file a homework."""

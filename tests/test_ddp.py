@@ -1,0 +1,54 @@
+"""Two processes do what one does: same weights to float tolerance, same metrics, every row predicted once."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from datamodules.sample import write_covid
+
+
+def leeml(*args, cwd):
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", "import sys; from scripts.leeml import main; sys.exit(main())", *map(str, args)]
+    if "configs/presets/ddp.yaml" in args:  # Lightning starts the second process by the script's own name
+        command = [sys.executable, "-m", "scripts.leeml", *map(str, args)]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    base = tmp_path_factory.mktemp("ddp")
+    write_covid(base / "hw1_covid" / "sample")
+    for name, preset in (("one", []), ("two", ["--config", "configs/presets/ddp.yaml"])):
+        fit = ["fit", "--config", "configs/hw1_covid/strong.yaml", *preset, "--data.root", base, "--run_dir", base / name]
+        short = ["--trainer.max_epochs", 3, "--model.dropout", 0, "--data.members", 2, "--data.batch_size", 250]
+        leeml(*fit, *short, cwd=base)
+        leeml("predict", "--run_dir", base / name, cwd=base)
+    return base
+
+
+def test_weights_agree(runs):
+    one, two = (torch.load(runs / n / "checkpoints" / "last.ckpt", weights_only=True) for n in ("one", "two"))
+    assert one["global_step"] == two["global_step"] == 3 * 9
+    for name, weight in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], weight, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_metrics_agree(runs):
+    one, two = (json.loads((runs / n / "scores.json").read_text()) for n in ("one", "two"))
+    assert one["best val/mse"] == pytest.approx(two["best val/mse"], rel=1e-4)
+
+
+def test_predictions_agree_row_by_row(runs):
+    rows = []
+    for name in ("one", "two"):
+        with open(runs / name / "submission.csv", newline="") as file:
+            rows.append([(int(r["id"]), float(r["tested_positive"])) for r in csv.DictReader(file)])
+    assert [i for i, _ in rows[0]] == [i for i, _ in rows[1]] == list(range(1075))
+    assert [p for _, p in rows[0]] == pytest.approx([p for _, p in rows[1]], abs=1e-3)
