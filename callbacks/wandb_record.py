@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -33,6 +34,19 @@ def has_key() -> bool:
     return False
 
 
+def log_best(run: Any, keeper: ModelCheckpoint) -> None:
+    """Log the best checkpoint, if one was kept, as an artifact of type model (WandbLogger does so only online)."""
+    from wandb import Artifact  # a second that only its users should wait
+
+    # a resumed run may lie elsewhere by now, and the keeper remember its old place
+    path = Path(keeper.dirpath or "", Path(keeper.best_model_path).name)
+    if path.is_file():
+        score = None if keeper.best_model_score is None else float(keeper.best_model_score)
+        artifact = Artifact(f"model-{run.id}", type="model", metadata={"monitor": keeper.monitor, "score": score})
+        artifact.add_file(str(path), skip_cache=True)
+        run.log_artifact(artifact, aliases=["best"])
+
+
 class WandbRecord(Callback):
     """Completes and ends the W&B run of a fit; does nothing where there is no WandbLogger.
 
@@ -48,26 +62,18 @@ class WandbRecord(Callback):
         path = Path(trainer.default_root_dir) / "config.yaml"
         for logger in self._loggers(trainer):
             if path.is_file():
-                logger.experiment.config.update(yaml.safe_load(path.read_text()), allow_val_change=True)
+                logger.experiment.config.update(yaml.safe_load(path.read_text(encoding="utf-8")), allow_val_change=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log tables and the best checkpoint, and say where the run is to be seen."""
-        from wandb import Artifact  # a second that only its users should wait
-
-        checkpoint = trainer.checkpoint_callback
-        best = Path(getattr(checkpoint, "best_model_path", ""))
         for logger in self._loggers(trainer):
             run = logger.experiment
             for name, (columns, rows) in (pl_module.tables() if isinstance(pl_module, Tabulates) else {}).items():
                 logger.log_table(key=name, columns=columns, data=rows)
-            if best.is_file():
-                score = getattr(checkpoint, "best_model_score", None)
-                about = {"monitor": getattr(checkpoint, "monitor", None), "score": score and float(score)}
-                artifact = Artifact(f"model-{run.id}", type="model", metadata=about)
-                artifact.add_file(str(best), skip_cache=True)
-                run.log_artifact(artifact, aliases=["best"])
-            where = f"kept offline; upload it with: wandb sync {Path(run.dir).parent}" if run.offline else run.url
-            rank_zero_info(f"W&B run: {where}")
+            if keeper := next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None):
+                log_best(run, keeper)
+            if where := f"kept offline; upload it with: wandb sync {Path(run.dir).parent}" if run.offline else run.url:
+                rank_zero_info(f"W&B run: {where}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the run when all is logged."""

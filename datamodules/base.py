@@ -120,7 +120,7 @@ class HomeworkData(LightningDataModule, ABC):
         found = {p.name: p for p in sorted(base.iterdir()) if self.has_files(p)} if base.is_dir() else {}
         if self.edition in found:
             return found[self.edition]
-        if self.has_files(base):  # no folders by edition here, or none was asked for
+        if self.has_files(base):  # they lie here without a folder by edition
             return base
         if self.edition is not None:
             there = f"it holds {', '.join(found)}" if found else "it holds no edition"

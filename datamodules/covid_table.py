@@ -1,7 +1,9 @@
 """Reads the HW1 course files of any edition: what the columns are is found in the header, not assumed."""
 
 import csv
+import io
 import re
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,9 @@ from datamodules.errors import DataError
 TARGET = "tested_positive"
 
 
-@dataclass
+@dataclass(eq=False)
 class CovidTable:
-    """One course file: ids (N,), survey values (N, C) in file order, targets (N,) in percent where the file has them."""
+    """One course file: ids (N,), survey values (N, C) in file order, targets (N,) in percent if the file has them."""
 
     path: Path
     states: list[str]
@@ -28,8 +30,11 @@ class CovidTable:
     @property
     def columns(self) -> list[str]:
         """Names of `values`, repeated days told apart as pandas does: cli, cli.1, cli.2; no id, no target."""
-        names = [name if day == 0 else f"{name}.{day}" for day in range(self.days) for name in self.survey]
-        return self.states + names[:-1]
+        return self.states + [name for day in range(self.days) for name in self.day_columns(day)][:-1]
+
+    def day_columns(self, k: int) -> list[str]:
+        """Names of day k's survey values, tested_positive last."""
+        return [name if k == 0 else f"{name}.{k}" for name in self.survey]
 
     def day(self, k: int) -> np.ndarray:
         """Survey values of day k (N, S); the target's day has NaN in its last column where there is no target."""
@@ -43,31 +48,55 @@ class CovidTable:
     def state(self) -> np.ndarray:
         """Number of each row's state (N,); -1 where no column is set."""
         one_hot = self.values[:, : len(self.states)]
-        return np.where(one_hot.any(1), one_hot.argmax(1), -1)
+        return np.where(one_hot.any(1), one_hot.argmax(1), -1) if self.states else np.full(len(self.ids), -1)
+
+
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """(line number, cells) of every line that is not empty."""
+    try:
+        text = (data := path.read_bytes()).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: not a UTF-8 text file ({error.reason})") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        lines = [(reader.line_num, cells) for cells in reader if cells]
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: not a line of a CSV file ({error})") from None
+    if not lines:
+        raise DataError(f"{path}: the file is empty, expected a header line and one row a sample")
+    if text[-1] not in "\r\n":  # a good file of some editors, or one cut short: the last number may lack digits
+        warnings.warn(f"{path}:{reader.line_num}: the last line has no end; is the file whole?", stacklevel=3)
+    return lines
 
 
 def _header(path: Path, header: list[str]) -> tuple[list[str], list[str], int, bool]:
     """Read states, survey columns, number of days and whether there is a target from a header line."""
-    if not header or header[0].strip() != "id":
-        raise DataError(f"{path}:1: the first column is {header[0] if header else ''!r}, expected 'id'")
-    raw = [name.strip() for name in header[1:]]
-    names = [m[1] if (m := re.fullmatch(r"(.+)\.\d+", name)) and m[1] in raw else name for name in raw]
+    if header[0].strip() != "id":
+        raise DataError(f"{path}:1: the first column is {header[0][:40]!r}, expected 'id' (and commas between columns)")
+    names = [name.strip() for name in header[1:]]
+    if len(set(names)) == len(names) and TARGET in names:  # later days are told apart as pandas does: cli.1, cli.2
+        first = names[: names.index(TARGET) + 1]
+        bare = [re.sub(r"\.\d+$", "", name) for name in names]
+        names = first + [b if b in first else name for b, name in zip(bare, names, strict=True)][len(first) :]
     blocks: list[list[str]] = [[]]
     for name in names:
         blocks[-1].append(name)
         if name == TARGET:
             blocks.append([])
     labelled = not blocks[-1]
-    days = len(blocks) - (1 if labelled else 0)
     if labelled:
         blocks.pop()
     else:
         blocks[-1].append(TARGET)
+    days = len(blocks)
     if days < 2:
         raise DataError(f"{path}:1: found {days} day(s) of survey columns ending in {TARGET!r}, expected 2 or more")
-    survey = list(Counter(tuple(block) for block in blocks[1:]).most_common(1)[0][0])
-    first = blocks[0][-len(survey) :]
-    for number, block in enumerate([first, *blocks[1:]], start=1):
+    # the survey is what most days agree on; before the first day's columns stand the states
+    survey = max(blocks[1:], key=lambda b: (blocks[1:].count(b) + (blocks[0][-len(b) :] == b), len(b)))
+    if len(survey) < 2:
+        raise DataError(f"{path}:1: a day has no column but {TARGET!r}, expected survey columns before it")
+    for number, block in enumerate([blocks[0][-len(survey) :], *blocks[1:]], start=1):
         if block != survey:
             missing, extra = [n for n in survey if n not in block], [n for n in block if n not in survey]
             what = f"missing {missing}, unexpected {extra}" if missing or extra else f"order {block}"
@@ -85,51 +114,49 @@ def read_table(path: Path) -> CovidTable:
     Raises:
         DataError: names file, line and column of what is not as expected.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [(reader.line_num, row) for reader in [csv.reader(file)] for row in reader if row]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from None
-    except csv.Error as error:
-        raise DataError(f"{path}: not a CSV file ({error})") from None
-    if not rows:
-        raise DataError(f"{path}: the file is empty, expected a header line and one row a sample")
-    header = rows[0][1]
+    (_, header), *rows = _lines(path)
     states, survey, days, labelled = _header(path, header)
-    if len(rows) == 1:
+    if not rows:
         raise DataError(f"{path}: only a header line, expected one row a sample below it")
     seen: dict[int, int] = {}
-    for line, row in rows[1:]:
-        if len(row) != len(header):
-            raise DataError(f"{path}:{line}: {len(row)} columns, expected {len(header)} as in the header")
-        if not re.fullmatch(r"\d+(\.0*)?", row[0].strip()):
-            raise DataError(f"{path}:{line}: id is {row[0]!r}, expected a whole number")
-        key = int(float(row[0]))
+    for line, cells in rows:
+        if len(cells) != len(header):
+            raise DataError(f"{path}:{line}: {len(cells)} columns, expected {len(header)} as in the header")
+        whole = re.fullmatch(r"(\d+)(\.0*)?", cells[0].strip())
+        if not whole:
+            raise DataError(f"{path}:{line}: column 1 (id) is {cells[0][:40]!r}, expected a whole number")
+        key = int(whole[1])
         if key in seen:
             raise DataError(f"{path}:{line}: id {key} stands already in line {seen[key]}; remove one of the rows")
         seen[key] = line
+
+    def refuse(cell: np.ndarray, expected: str) -> DataError:
+        row, column = cell
+        line, cells = rows[row]
+        name, found = header[column + 1].strip(), cells[column + 1][:40]
+        return DataError(f"{path}:{line}: column {column + 2} ({name}) is {found!r}, expected {expected}")
+
     try:
-        values = np.array([row[1:] for _, row in rows[1:]], dtype=np.float64)
-        bad = np.argwhere(~np.isfinite(values))
-        cell = tuple(bad[0]) if len(bad) else None
+        values = np.array([cells[1:] for _, cells in rows], dtype=np.float64)
     except ValueError:
-        cell = next(
-            (r, c) for r, (_, row) in enumerate(rows[1:]) for c, text in enumerate(row[1:]) if not _number(text)
-        )
-    if cell is not None:
-        line, row = rows[1 + cell[0]]
-        raise DataError(
-            f"{path}:{line}: column {cell[1] + 2} ({header[cell[1] + 1]}) is {row[cell[1] + 1]!r}, expected a finite number"
-        )
+        values = np.array([[_number(text) for text in cells[1:]] for _, cells in rows])
+    if len(bad := np.argwhere(~np.isfinite(values))):
+        raise refuse(bad[0], "a finite number")
+    marks = values[:, : len(states)]
+    if len(bad := np.argwhere((marks != 0) & (marks != 1))):
+        raise refuse(bad[0], "0 or 1, the mark of a state")
+    if len(bad := np.argwhere((marks.cumsum(1) > 1) & (marks == 1))):
+        raise refuse(bad[0], f"0, as the row is marked as of {states[marks[bad[0][0]].argmax()]} already")
     target = values[:, -1] if labelled else None
     return CovidTable(path, states, survey, days, list(seen), values[:, :-1] if labelled else values, target)
 
 
-def _number(text: str) -> bool:
+def _number(text: str) -> float:
+    """The number that a cell holds; NaN for a text."""
     try:
-        return bool(np.isfinite(float(text)))
+        return float(text)
     except ValueError:
-        return False
+        return np.nan
 
 
 def window_groups(table: CovidTable) -> np.ndarray:

@@ -1,12 +1,13 @@
 """HW1: predict the share of positive COVID-19 tests from surveys of the last days (course files of 2021 to 2023)."""
 
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from sklearn.feature_selection import f_regression, mutual_info_regression
+from sklearn.feature_selection import SelectKBest, f_regression, mutual_info_regression
 from sklearn.model_selection import GroupKFold, KFold
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -44,7 +45,7 @@ class CovidData(HomeworkData):
         split: How rows are held out. random (as the course; optimistic, because rows are overlapping windows),
             interleaved (row i in fold i mod folds: the course's 2021 sample), state (whole states), time (a stretch of
             each state's rows, fold 0 the last one; rows that share a day with it are left out), grouped (rows linked
-            by a shared day stay together).
+            by a shared day stay together: whole states where no window is missing).
         features: raw columns, or differences: states, the last day, and each day's change (same information, other
             basis).
         target: What the network learns: tested_positive itself, or its change since the day before.
@@ -53,6 +54,7 @@ class CovidData(HomeworkData):
             or mutual information on the training rows.
         k: Number of features for f_test and mutual_info.
         columns: Features by name, pattern (cli*) or number (0 = first column after id), instead of `select`.
+        feature_share: Share of the chosen features that each network gets, drawn for it alone.
         batch_size: Rows a network sees in one optimizer step, over all ranks together.
         members: Networks trained in one pass on each fold.
     """
@@ -60,17 +62,12 @@ class CovidData(HomeworkData):
     homework: ClassVar[str] = "hw1_covid"
     score_name: ClassVar[str] = "mse"
     kaggle: ClassVar[str] = "Kaggle competitions ml2021spring-hw1, ml2022spring-hw1, ml2023spring-hw1"
-    course_lines: ClassVar[dict[str, dict[str, float]]] = {
-        "2021": {"simple": 2.03004, "medium": 1.28359, "strong": 0.88017},
-        "2022": {"simple": 2.28371, "medium": 1.49430, "strong": 1.05728, "boss": 0.86161},
-        "2023": {"simple": 1.96993, "medium": 1.15678, "strong": 0.92619, "boss": 0.81456},
-    }
 
     def __init__(
         self,
         root: str | None = None,
         dir: str | None = None,
-        edition: str | None = None,
+        edition: str | int | None = None,
         split: Split = "random",
         folds: int = 5,
         fold: int | None = 0,
@@ -124,22 +121,22 @@ class CovidData(HomeworkData):
     def setup(self, stage: str) -> None:
         """Read the files; with training rows (all stages but predict) also cut the folds and find the facts."""
         folder = self.locate()
-        paths = {
-            part: next((folder / n for n in _names(part) if (folder / n).is_file()), None) for part in ("train", "test")
-        }
-        if stage == "fit" and paths["train"] is None:
+        train, test = (
+            next((folder / n for n in _names(part) if (folder / n).is_file()), None) for part in ("train", "test")
+        )
+        if stage in ("fit", "validate") and train is None:
             raise DataError(f"{folder}: no {_names('train')[0]} here, and training needs it. {self._ways()}")
-        if stage != "predict" and paths["train"] is not None:
-            self.train = read_table(paths["train"])
+        if stage == "predict" and test is None:
+            raise DataError(f"{folder}: no {_names('test')[0]} here, and predict needs it. {self._ways()}")
+        if stage in ("test", "predict") and test is not None:
+            self.test = read_table(test)
+        if stage != "predict" and train is not None:
+            self.train = read_table(train)
             if self.train.target is None:
-                raise DataError(f"{self.train.path}:1: the last day has no {TARGET!r} column, a training file needs it")
-            self.facts = self._find_facts(self.train, folder.name)
-        if stage in ("test", "predict"):
-            if paths["test"] is not None:
-                self.test = read_table(paths["test"])
-            elif stage == "predict":
-                raise DataError(f"{folder}: no {_names('test')[0]} here, and predict needs it. {self._ways()}")
+                raise DataError(f"{train}:1: the last day has no {TARGET!r} column, a training file needs it")
         self._check_model()
+        if stage != "predict" and self.train is not None:
+            self.facts = self._find_facts(self.train, folder.name)
 
     def _check_model(self) -> None:
         """A trained module must find its own features in these files."""
@@ -147,21 +144,16 @@ class CovidData(HomeworkData):
         for table in (self.train, self.test):
             if expected is None or table is None:
                 continue
-            if table.columns == expected["columns"]:
-                if self._matrix(table)[1] != expected["features"]:
-                    raise DataError(f"data.features is {self.features!r}, but the model was trained on the other kind")
-                continue
-            lacks = [c for c in expected["columns"] if c not in table.columns]
-            extra = [c for c in table.columns if c not in expected["columns"]]
-            what = (
-                f"lacks {_short(lacks)}, has {_short(extra)} too many"
-                if lacks or extra
-                else "has them in another order"
-            )
-            raise DataError(
-                f"{table.path}:1: other columns than the model was trained on: it {what}. "
-                "Use the files of the model's own edition, or train a model on this one"
-            )
+            if table.columns != expected["columns"]:
+                lacks = [c for c in expected["columns"] if c not in table.columns]
+                extra = [c for c in table.columns if c not in expected["columns"]]
+                what = f"lacks {_short(lacks)}, has {_short(extra)} too many" if lacks or extra else "has another order"
+                raise DataError(
+                    f"{table.path}:1: other columns than the model was trained on: it {what}. "
+                    "Use the files of the model's own edition, or train a model on this one"
+                )
+            if self._matrix(table)[1] != expected["features"]:
+                raise DataError(f"data.features is {self.features!r}, but the model was trained on the other kind")
 
     # rows
 
@@ -169,38 +161,38 @@ class CovidData(HomeworkData):
         """Features (N, C) in real units and their names."""
         if self.features == "raw":
             return table.values, table.columns
-        one_hot, last = table.values[:, : len(table.states)], table.days - 1
-        names = [
-            table.columns[len(table.states) + k * len(table.survey) :][: len(table.survey)] for k in range(table.days)
-        ]
-        parts, out = [one_hot, table.day(last)[:, :-1], table.day(last - 1)[:, -1:]], list(table.states)
-        out += [*names[last], names[last - 1][-1]]
+        last = table.days - 1
+        day = [table.day(k) for k in range(table.days)]
+        name = [table.day_columns(k) for k in range(table.days)]
+        parts = [table.values[:, : len(table.states)], day[last][:, :-1], day[last - 1][:, -1:]]
+        names = [*table.states, *name[last][:-1], name[last - 1][-1]]
         for k in range(last, 0, -1):
-            change = table.day(k) - table.day(k - 1)
-            width = len(names[k])  # one less on the last day: its target is what we look for
-            parts.append(change[:, :width])
-            out += [f"{a}-{b}" for a, b in zip(names[k], names[k - 1], strict=False)]
-        return np.concatenate(parts, axis=1), out
+            width = len(table.survey) - (k == last)  # the last day's target is what we look for
+            parts.append((day[k] - day[k - 1])[:, :width])
+            names += [f"{a}-{b}" for a, b in zip(name[k], name[k - 1], strict=True)][:width]
+        return np.concatenate(parts, axis=1), names
 
     def split(self) -> list[Fold]:
         """All folds of the training rows, by the rule named in `split`."""
         assert self.train is not None
-        n, k, rng = len(self.train.ids), self.n_folds, np.random.default_rng(self.seed)
-        seed = int(rng.integers(2**31))
-        rows = np.arange(n)
-        if self.split_by == "random":
-            if n < k:
-                raise DataError(f"{self.train.path}: {n} rows cannot be cut into data.folds = {k} parts")
-            return [Fold(*fold) for fold in KFold(k, shuffle=True, random_state=seed).split(rows)]
+        k, rows = self.n_folds, np.arange(len(self.train.ids))
+        groups = rows  # each on its own
+        if self.split_by == "state":
+            groups = self.train.state()
+        if self.split_by == "grouped":
+            groups = window_groups(self.train)
+        if (found := len(np.unique(groups))) < k:
+            what = "rows" if groups is rows else "groups of rows"
+            raise DataError(
+                f"{self.train.path}: {found} {what} cannot be cut into data.folds = {k} parts by {self.split_by}"
+            )
         if self.split_by == "interleaved":
             return [Fold(rows[rows % k != i], rows[rows % k == i]) for i in range(k)]
         if self.split_by == "time":
             return self._time_folds(self.train)
-        groups = self.train.state() if self.split_by == "state" else window_groups(self.train)
-        if (found := len(np.unique(groups))) < k:
-            raise DataError(
-                f"{self.train.path}: {found} groups cannot be cut into data.folds = {k} parts by {self.split_by}"
-            )
+        seed = int(np.random.default_rng(self.seed).integers(2**31))
+        if self.split_by == "random":
+            return [Fold(*fold) for fold in KFold(k, shuffle=True, random_state=seed).split(rows)]
         return [Fold(*fold) for fold in GroupKFold(k, shuffle=True, random_state=seed).split(rows, groups=groups)]
 
     def _time_folds(self, table: CovidTable) -> list[Fold]:
@@ -217,80 +209,84 @@ class CovidData(HomeworkData):
             shared = np.zeros(len(state), dtype=bool)
             shared[[row for key, row in keys if key in held]] = True
             folds.append(Fold(np.flatnonzero(~shared), np.flatnonzero(part == i)))
+            for name, side in folds[-1]._asdict().items():
+                if not len(side):
+                    raise DataError(
+                        f"{table.path}: no {name} rows in fold {i}: {len(state)} rows of {len(np.unique(state))} "
+                        f"states are too few for data.folds = {self.n_folds} by time"
+                    )
         return folds
 
     def _find_facts(self, table: CovidTable, edition: str) -> Facts:
         """What the module needs: each member's features and their statistics over its own fold's training rows."""
         assert table.target is not None
         x, names = self._matrix(table)
-        anchor = names.index(f"{TARGET}.{table.days - 2}" if table.days > 2 else TARGET)
-        change = table.target - x[:, anchor] if self.target == "change" else table.target
-        is_state = np.array([name in table.states for name in names])
+        anchor = names.index(table.day_columns(table.days - 2)[-1])
+        y = table.target - x[:, anchor] if self.target == "change" else table.target
+        is_state = np.isin(names, table.states)
         rng = np.random.default_rng((self.seed, 1))
-        rows: list[dict[str, np.ndarray]] = []
+        members: list[dict[str, Any]] = []
         numbers = range(self.n_folds) if self.fold is None else [self.fold]
         for number, fold in zip(numbers, self.chosen_folds(), strict=True):
-            mean, scale = x[fold.train].mean(0), x[fold.train].std(0)
-            constant = scale < 1e-12
-            plain = is_state | (self.standardise == "none")
-            mean, scale = np.where(plain, 0.0, mean), np.where(plain, 1.0, scale)
-            scale[constant] = np.inf  # what never varies says nothing, in a held-out state too: it becomes 0
-            chosen = self._select(x[fold.train], change[fold.train], names, is_state)
+            rows, wanted = x[fold.train], y[fold.train]
+            mean, scale = self._scaling(rows, is_state)
+            target = (wanted.mean(), wanted.std() or 1.0) if self.standardise == "both" else (0.0, 1.0)
+            chosen = self._select(rows, wanted, names, is_state)
+            size = max(1, round(self.feature_share * len(chosen)))
             for _ in range(self.members):
-                size = max(1, round(self.feature_share * len(chosen)))
-                used = np.sort(rng.permutation(chosen)[:size]) if size < len(chosen) else chosen
+                used = np.sort(rng.permutation(chosen)[:size])
                 out = {"used": used, "mean": mean[used], "scale": scale[used], "is_state": is_state[used]}
-                t = change[fold.train] if self.standardise == "both" else np.array([-1.0, 1.0])
-                rows.append(out | {"fold": np.array(number), "target_mean": t.mean(), "target_scale": t.std()})
-        stacked = {key: np.stack([r[key] for r in rows]) for key in rows[0]}
-        tensors = {
-            k: torch.from_numpy(v.astype(np.float32) if v.dtype == np.float64 else v) for k, v in stacked.items()
-        }
+                members.append(out | {"fold": number, "target_mean": target[0], "target_scale": target[1]})
+        stacked = {key: torch.from_numpy(np.stack([m[key] for m in members])) for key in members[0]}
         return {
             "edition": edition,
             "columns": table.columns,
             "features": names,
             "anchor": anchor if self.target == "change" else None,
-        } | tensors
+        } | {key: value.float() if value.is_floating_point() else value for key, value in stacked.items()}
+
+    def _scaling(self, x: np.ndarray, is_state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and scale (C,) of training rows (N, C): a feature becomes (x - mean) / scale."""
+        plain = is_state | (self.standardise == "none")
+        mean, scale = np.where(plain, 0.0, x.mean(0)), np.where(plain, 1.0, x.std(0))
+        # what never varies (in float32's digits) says nothing, in a held-out state too: it becomes 0
+        scale[x.std(0) <= 1e-7 * np.abs(x).max(0)] = np.inf
+        return mean, scale
 
     def _select(self, x: np.ndarray, y: np.ndarray, names: list[str], is_state: np.ndarray) -> np.ndarray:
-        """Numbers of the features in use, chosen on training rows alone."""
+        """Numbers of the features in use, in their order, chosen on training rows alone."""
         if self.columns is not None:
             return _named(self.columns, names)
         if self.select == "targets":
-            return np.array([i for i, name in enumerate(names) if is_state[i] or name.startswith(TARGET)])
+            return np.flatnonzero(is_state | np.char.startswith(names, TARGET))
         if self.select == "all":
             return np.arange(len(names))
         if self.k > len(names):
             raise DataError(f"data.k is {self.k}, but there are only {len(names)} features")
-        varied = np.flatnonzero(x.std(0) > 1e-12)
-        if self.select == "f_test":
-            score = f_regression(x[:, varied], y)[0]
-        else:
-            score = mutual_info_regression(x[:, varied], y, random_state=self.seed)
-        return np.sort(varied[np.argsort(-score, kind="stable")[: self.k]])
+        test = f_regression if self.select == "f_test" else partial(mutual_info_regression, random_state=self.seed)
+        with np.errstate(divide="ignore", invalid="ignore"):  # columns that never vary come last
+            return SelectKBest(test, k=self.k).fit(x, y).get_support(indices=True)
 
     # loaders
 
     def _rows(self, table: CovidTable, fold: Tensor | None = None) -> CovidRows:
-        x = torch.from_numpy(self._matrix(table)[0].astype(np.float32))
-        y = None if table.target is None else torch.from_numpy(table.target.astype(np.float32))
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        return CovidRows(*(part if part is None else part.to(device) for part in (x, y, fold)))
+        x = torch.from_numpy(self._matrix(table)[0]).float().to(device)
+        y = None if table.target is None else torch.from_numpy(table.target).float().to(device)
+        return CovidRows(x, y, None if fold is None else fold.to(device))
 
     def train_dataloader(self) -> DataLoader:
         """Batches x (M, B, C), y (M, B) of M members."""
         assert self.train is not None
-        world = self.trainer.world_size if self.trainer else 1
-        if world > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
+        rank, world = self._rank()
+        if world > 1 and self.trainer and self.trainer._accelerator_connector.use_distributed_sampler:
             raise DataError(
                 "set trainer.use_distributed_sampler to false: these loaders share rows out over ranks themselves"
             )
         rows = [fold.train for fold in self.chosen_folds() for _ in range(self.members)]
-        sampler = MemberBatchSampler(
-            rows, self.batch_size, self.seed, self.trainer.global_rank if self.trainer else 0, world
+        return ResumableLoader(
+            self._rows(self.train), MemberBatchSampler(rows, self.batch_size, self.seed, rank, world)
         )
-        return ResumableLoader(self._rows(self.train), sampler)
 
     def val_dataloader(self) -> DataLoader:
         """One batch x (B, C), y (B,), fold (B,): the held-out rows, each with the number of its fold."""
@@ -318,12 +314,17 @@ class CovidData(HomeworkData):
 
     def _whole(self, rows: CovidRows, which: Tensor) -> DataLoader:
         """One batch a rank: every world-th row, so that each row is seen once."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return DataLoader(rows, sampler=[which[rank::world]], batch_size=None)  # type: ignore[arg-type]
+        rank, world = self._rank()
+        return DataLoader(rows, sampler=[which[rank::world]], batch_size=None)
+
+    def _rank(self) -> tuple[int, int]:
+        """This process and the number of them."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def labels(self, rows: np.ndarray) -> tuple[list[int], np.ndarray]:
         """Ids and targets (N,) in percent of training rows."""
-        assert self.train is not None and self.train.target is not None
+        assert self.train is not None
+        assert self.train.target is not None
         return [self.train.ids[i] for i in rows], self.train.target[rows]
 
     @staticmethod
@@ -340,13 +341,12 @@ class CovidData(HomeworkData):
     def describe_lines(self) -> list[str]:
         """The course's public leaderboard lines of the edition whose columns these files have."""
         table = self.test or self.train
-        shape = (len(table.states), table.days) if table else None
-        if shape not in COURSE_LINES:
+        if table is None or (shape := (len(table.states), table.days)) not in COURSE_LINES:
             return []
         year, metric, lines = COURSE_LINES[shape]
         text = "  ".join(f"{level} {value}" for level, value in lines.items())
-        folder = table.path.parent.name if table else ""
-        note = "generated data: not comparable" if folder == "sample" else "on the course's own hidden test rows"
+        sample = table.path.parent.name == "sample"
+        note = "generated data: not comparable" if sample else "on the course's own hidden test rows"
         return [f"{year}, {metric}: {text} ({note})"]
 
     def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
@@ -356,7 +356,7 @@ class CovidData(HomeworkData):
 
 
 # what tells the editions apart (states, days), and their public leaderboard lines
-COURSE_LINES: dict[tuple[int, int] | None, tuple[str, str, dict[str, float]]] = {
+COURSE_LINES: dict[tuple[int, int], tuple[str, str, dict[str, float]]] = {
     (40, 3): ("2021", "RMSE", {"simple": 2.03004, "medium": 1.28359, "strong": 0.88017}),
     (37, 5): ("2022", "MSE", {"simple": 2.28371, "medium": 1.49430, "strong": 1.05728, "boss": 0.86161}),
     (34, 3): ("2023", "MSE", {"simple": 1.96993, "medium": 1.15678, "strong": 0.92619, "boss": 0.81456}),
@@ -383,37 +383,52 @@ def _named(wanted: list[int | str], names: list[str]) -> np.ndarray:
         if not hits:
             raise DataError(f"data.columns: no feature {item!r}; there are {len(names)}: {', '.join(names)}")
         found.update(hits)
+    if not found:
+        raise DataError("data.columns is empty: name at least one feature, or leave it out to use them all")
     return np.array(sorted(found))
 
 
-def _published(year: str, train: tuple[str, str], test: tuple[str, str], *extra: tuple[str, str]) -> list[RemoteFile]:
-    """The two files of an edition: (Google Drive id, SHA-256) of each, and further addresses of each."""
-    names = [n for n in (_names("train"), _names("test"))]
-    pick = 1 if year == "2023" else 0
-    return [
-        RemoteFile(names[i][pick], sha, (google_drive(drive), *(pair[i] for pair in extra)))
-        for i, (drive, sha) in enumerate((train, test))
-    ]
-
-
 PUBLISHED = {
-    "2021": _published(
-        "2021",
-        ("19CCyCgJrUxtvgZF53vnctJiOJ23T5mqF", "7b70cccab9712a6f6c780eddbdde2484a43c98e1b63b765d64692b8f2ed9225a"),
-        ("1CE240jLm2npU-tdz81-oVKEF3T2yfT1O", "6b5ba63b3d025889ebe7ee222b23b39d1a0c45761cfb3babfaa20a5ec0dbc051"),
-    ),
-    "2022": _published(
-        "2022",
-        ("1kLSW_-cW2Huj7bh84YTdimGBOJaODiOS", "298378b3db6a233e6cba686533c55844072b7c84e5e2eecf830a9e86a8dce475"),
-        ("1iiI5qROrAhZn-o4FPqsE97bMzDEFvIdg", "d7bc0afb67a741638d745efa53dd4f967ca65f1e774957e701ff7822af6a37c3"),
-    ),
-    "2023": _published(
-        "2023",
-        ("1BjXalPZxq9mybPKNjF3h5L3NcF7XKTS-", "c983dff31c12e67e751f37d98044b516e59d7d40d7c21f491066be2b8fb017fc"),
-        ("1B55t74Jg2E5FCsKCsUEkPKIuqaY7UIi1", "330aeee0567ac59e756ef0dfb093e02f3a9af5b6291f4b955d283823b33b75c3"),
-        (
-            "https://www.dropbox.com/s/lmy1riadzoy0ahw/covid.train.csv?dl=1",
-            "https://www.dropbox.com/s/zalbw42lu4nmhr2/covid.test.csv?dl=1",
+    "2021": [
+        RemoteFile(
+            "covid.train.csv",
+            "7b70cccab9712a6f6c780eddbdde2484a43c98e1b63b765d64692b8f2ed9225a",
+            (google_drive("19CCyCgJrUxtvgZF53vnctJiOJ23T5mqF"),),
         ),
-    ),
+        RemoteFile(
+            "covid.test.csv",
+            "6b5ba63b3d025889ebe7ee222b23b39d1a0c45761cfb3babfaa20a5ec0dbc051",
+            (google_drive("1CE240jLm2npU-tdz81-oVKEF3T2yfT1O"),),
+        ),
+    ],
+    "2022": [
+        RemoteFile(
+            "covid.train.csv",
+            "298378b3db6a233e6cba686533c55844072b7c84e5e2eecf830a9e86a8dce475",
+            (google_drive("1kLSW_-cW2Huj7bh84YTdimGBOJaODiOS"),),
+        ),
+        RemoteFile(
+            "covid.test.csv",
+            "d7bc0afb67a741638d745efa53dd4f967ca65f1e774957e701ff7822af6a37c3",
+            (google_drive("1iiI5qROrAhZn-o4FPqsE97bMzDEFvIdg"),),
+        ),
+    ],
+    "2023": [
+        RemoteFile(
+            "covid_train.csv",
+            "c983dff31c12e67e751f37d98044b516e59d7d40d7c21f491066be2b8fb017fc",
+            (
+                google_drive("1BjXalPZxq9mybPKNjF3h5L3NcF7XKTS-"),
+                "https://www.dropbox.com/s/lmy1riadzoy0ahw/covid.train.csv?dl=1",
+            ),
+        ),
+        RemoteFile(
+            "covid_test.csv",
+            "330aeee0567ac59e756ef0dfb093e02f3a9af5b6291f4b955d283823b33b75c3",
+            (
+                google_drive("1B55t74Jg2E5FCsKCsUEkPKIuqaY7UIi1"),
+                "https://www.dropbox.com/s/zalbw42lu4nmhr2/covid.test.csv?dl=1",
+            ),
+        ),
+    ],
 }

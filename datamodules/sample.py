@@ -1,4 +1,4 @@
-"""Small generated sets in the courses' own layouts: for trying things offline, and for the tests. Not for conclusions."""
+"""Small generated sets in the courses' own layouts, to try things offline and for the tests; not for conclusions."""
 
 import csv
 import shutil
@@ -9,8 +9,16 @@ import numpy as np
 
 from datamodules.errors import DataError
 
-STATES = ["AL", "AK", "AZ", "AR", "CA", "CO", "CT", "FL", "GA", "ID", "IL", "IN", "IA", "KS", "KY", "LA", "MD", "MA", "MI", "MN", "MS", "MO", "NE", "NV", "NJ", "NM", "NY", "NC", "OH", "OK", "OR", "RI", "SC", "TX", "UT", "VA", "WA"]
-SURVEY = ["cli", "ili", "hh_cmnty_cli", "nohh_cmnty_cli", "wearing_mask", "travel_outside_state", "work_outside_home", "shop", "restaurant", "spent_time", "large_event", "public_transit", "anxious", "depressed", "worried_finances", "tested_positive"]
+STATES = [
+    "AL", "AK", "AZ", "AR", "CA", "CO", "CT", "FL", "GA", "ID", "IL", "IN", "IA", "KS", "KY", "LA", "MD", "MA",
+    "MI", "MN", "MS", "MO", "NE", "NV", "NJ", "NM", "NY", "NC", "OH", "OK", "OR", "RI", "SC", "TX", "UT", "VA",
+    "WA",
+]  # fmt: skip
+SURVEY = [
+    "cli", "ili", "hh_cmnty_cli", "nohh_cmnty_cli", "wearing_mask", "travel_outside_state", "work_outside_home",
+    "shop", "restaurant", "spent_time", "large_event", "public_transit", "anxious", "depressed",
+    "worried_finances", "tested_positive",
+]  # fmt: skip
 DAYS, WINDOWS, TRAIN_ROWS = 5, 102, 2699
 
 
@@ -30,7 +38,7 @@ def _survey(rng: np.random.Generator) -> np.ndarray:
     offset = rng.normal(0, 0.3, (states, 1, columns - 1))
     answers = level * np.exp(0.35 * (wave[:, :, None] * load + offset) + 0.05 * noise)
     shared = noise[:, :, :4].mean(-1)  # who answered today moves the test rate and the symptom questions together
-    positive = 12 * np.exp(0.6 * wave) * (1 + 0.15 * shared + 0.05 * rng.normal(0, 1, (states, days)))
+    positive = 12 * np.exp(0.6 * wave) * (1 + 0.6 * shared + 0.02 * rng.normal(0, 1, (states, days)))
     return np.concatenate([answers, positive[:, :, None]], axis=2)
 
 
@@ -44,8 +52,8 @@ def write_covid(folder: Path, seed: int = 0) -> list[Path]:
     rows = [(s, d) for s in range(len(STATES)) for d in range(WINDOWS)]
     order = rng.permutation(len(rows))
     parts = {"covid.train.csv": np.sort(order[:TRAIN_ROWS]), "covid.test.csv": np.sort(order[TRAIN_ROWS:])}
-    if any((folder / name).exists() for name in parts):
-        raise DataError(f"{folder}: covid files are here already; they are left as they are")
+    if there := sorted(folder.glob("covid*.csv")):
+        raise DataError(f"{there[0]}: covid files are here already; they are left as they are")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         for name, chosen in parts.items():

@@ -1,14 +1,12 @@
 """leeml data: generate a sample, download what the course published, or prepare raw files, for any homework."""
 
-import argparse
-import difflib
 import importlib
 import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import datamodules
-from datamodules.errors import DataError
+from scripts.mistakes import Parser, UsageError, near
 
 if TYPE_CHECKING:
     from datamodules.base import HomeworkData
@@ -22,9 +20,8 @@ def homeworks() -> list[str]:
 def data_class(homework: str) -> "type[HomeworkData]":
     """The HomeworkData defined in datamodules/<homework>.py."""
     if homework not in homeworks():
-        near = difflib.get_close_matches(homework, homeworks(), 1, 0.4)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(homeworks())}"
-        raise DataError(f"no homework {homework!r}; {hint}")
+        hint = near(homework, homeworks(), 0.4) or f"; there are {', '.join(homeworks())}"
+        raise UsageError(f"no homework {homework!r}{hint}")
     from datamodules.base import HomeworkData
 
     module = importlib.import_module(f"datamodules.{homework}")
@@ -36,7 +33,7 @@ def data_class(homework: str) -> "type[HomeworkData]":
 
 def main(args: list[str]) -> int:
     """Run one of the data verbs."""
-    parser = argparse.ArgumentParser(prog="leeml data", description=__doc__)
+    parser = Parser(prog="leeml data", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     help_of = {
         "sample": "write a small generated set in the course's layout",

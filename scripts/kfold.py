@@ -3,7 +3,6 @@
 Nothing is chosen by looking at held-out rows: early stopping is dropped and the last weights are scored.
 """
 
-import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,11 @@ from lightning.pytorch import Trainer
 
 from callbacks.submission import write_csv
 from datamodules.base import HomeworkData
+from datamodules.errors import DataError
 from modules.base import HomeworkModule
+from scripts.mistakes import Parser
 from scripts.run_folder import RunFolder
-from scripts.train import LeemlCLI, find_config, known_classes, new_run, run_cli
+from scripts.train import LeemlCLI, find_config, known_classes, new_run, own_flags, run_cli
 
 
 def predict_rows(cli: LeemlCLI, loader: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -32,20 +33,19 @@ def predict_rows(cli: LeemlCLI, loader: Any) -> tuple[np.ndarray, np.ndarray]:
     return rows, torch.cat([b["prediction"] for b in batches]).float().cpu().numpy()
 
 
-def read_configs(args: Sequence[str]) -> dict[str, Any]:
-    """Model and trainer sections of the configs on the line; a later file wins."""
+def read_configs(configs: Sequence[str]) -> dict[str, Any]:
+    """The configs' sections; a later file wins."""
     merged: dict[str, Any] = {}
-    for flag, value in zip(args, args[1:], strict=False):
-        if flag in ("--config", "-c"):
-            for section, content in (yaml.safe_load(Path(find_config(value)).read_text()) or {}).items():
-                merged[section] = (merged.get(section) or {}) | content if isinstance(content, dict) else content
+    for config in configs:
+        for section, content in yaml.safe_load(Path(config).read_text(encoding="utf-8")).items():
+            merged[section] = (merged.get(section) or {}) | content if isinstance(content, dict) else content
     return merged
 
 
 def without_early_stopping(config: dict[str, Any]) -> list[str]:
     """Flags that drop the configs' EarlyStopping; none where there is none."""
     given = (config.get("trainer") or {}).get("callbacks") or []
-    kept = [c for c in given if not c["class_path"].endswith("EarlyStopping")]
+    kept = [c for c in given if not (c if isinstance(c, str) else c.get("class_path", "")).endswith("EarlyStopping")]
     return (
         []
         if kept == given
@@ -55,12 +55,13 @@ def without_early_stopping(config: dict[str, Any]) -> list[str]:
 
 def main(args: list[str]) -> int:
     """Train all folds, in one pass where the module can, and write out-of-fold predictions, scores and submission."""
-    parser = argparse.ArgumentParser(prog="leeml kfold", description=__doc__, epilog="Everything else as in leeml fit.")
+    parser = Parser(prog="leeml kfold", description=__doc__, epilog="Everything else as in leeml fit.")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--one_by_one", action="store_true", help="train the folds one after the other in any case")
     parser.add_argument("--run_dir", type=Path, help="folder of the run (default runs/<homework>/<level>_kfold/<time>)")
     own, rest = parser.parse_known_args(args[1:])
-    config = read_configs(rest)
+    configs = [find_config(c) for c in own_flags().parse_known_args(rest)[0].config]
+    config = read_configs(configs)
     known_classes()
     path = (config.get("model") or {}).get("class_path", "")
     together = not own.one_by_one and any(
@@ -68,8 +69,7 @@ def main(args: list[str]) -> int:
         for c in HomeworkModule.__subclasses__()
         if path in (c.__name__, f"{c.__module__}.{c.__name__}")
     )
-    configs = [v for f, v in zip(rest, rest[1:], strict=False) if f in ("--config", "-c")]
-    run = RunFolder(own.run_dir.absolute()) if own.run_dir else new_run([find_config(c) for c in configs], "_kfold")
+    run = RunFolder(own.run_dir.absolute()) if own.run_dir else new_run(configs, "_kfold")
     line = ["fit", *rest, *without_early_stopping(config), "--data.folds", str(own.folds), "--run_dir"]
     if together:
         plans = [[*line, str(run.path), "--data.fold", "null"]]
@@ -77,17 +77,24 @@ def main(args: list[str]) -> int:
         plans = [[*line, str(run.path / f"fold_{k}"), "--data.fold", str(k)] for k in range(own.folds)]
     held: list[tuple[np.ndarray, np.ndarray]] = []
     test: list[np.ndarray] = []
+    no_test: DataError | None = None
     for plan in plans:
         cli = run_cli(plan)
         held.append(predict_rows(cli, cli.datamodule.val_dataloader()))
-        cli.datamodule.setup("predict")
-        test.append(predict_rows(cli, cli.datamodule.predict_dataloader())[1])
-    report(run, cli.datamodule, *(np.concatenate(part) for part in zip(*held, strict=True)), np.mean(test, axis=0))
+        try:
+            cli.datamodule.setup("predict")
+            test.append(predict_rows(cli, cli.datamodule.predict_dataloader())[1])
+        except DataError as error:  # what the folds have learned is not thrown away for it
+            no_test = error
+    rows, predicted = (np.concatenate(part) for part in zip(*held, strict=True))
+    report(run, cli.datamodule, rows, predicted, test)
+    if no_test is not None:
+        raise DataError(f"no submission.csv was written: {no_test}")
     return 0
 
 
-def report(run: RunFolder, data: HomeworkData, rows: np.ndarray, predicted: np.ndarray, test: np.ndarray) -> None:
-    """Write out_of_fold.csv, submission.csv and scores.json; print the table."""
+def report(run: RunFolder, data: HomeworkData, rows: np.ndarray, predicted: np.ndarray, test: list[np.ndarray]) -> None:
+    """Write out_of_fold.csv, scores.json and, with predictions of the test file, submission.csv; print the table."""
     fold = np.full(int(rows.max()) + 1, -1)
     for number, part in enumerate(data.split()):
         fold[part.val] = number
@@ -99,7 +106,8 @@ def report(run: RunFolder, data: HomeworkData, rows: np.ndarray, predicted: np.n
         ["id", "fold", "true", "predicted"],
         zip(ids, fold[rows], true, predicted, strict=True),
     )
-    write_csv(run.path / "submission.csv", *data.submission(test))
+    if test:
+        write_csv(run.path / "submission.csv", *data.submission(np.mean(test, axis=0)))
     by_fold = [data.score(true[fold[rows] == k], predicted[fold[rows] == k]) for k in range(data.n_folds)]
     name, mean, spread = data.score_name, float(np.mean(by_fold)), float(np.std(by_fold, ddof=1))
     run.add_scores(
@@ -109,8 +117,9 @@ def report(run: RunFolder, data: HomeworkData, rows: np.ndarray, predicted: np.n
     for number, score in enumerate(by_fold):
         print(f"  {number:<4}  {int((fold[rows] == number).sum()):<4}  {score:.4f}")
     print(
-        f"  mean        {mean:.4f}  (standard deviation over folds {spread:.4f}; last weights, nothing chosen on held-out rows)"
+        f"  mean        {mean:.4f}  (deviation over folds {spread:.4f}; last weights, nothing chosen on held-out rows)"
     )
     for text in data.describe_lines():
         print(f"  course's lines  {text}")
-    print(f"  files  {run.path}: out_of_fold.csv, submission.csv (mean of all folds' models), scores.json")
+    submission = "submission.csv (mean of all folds' models), " if test else ""
+    print(f"  files  {run.path}: out_of_fold.csv, {submission}scores.json")

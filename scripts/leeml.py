@@ -24,6 +24,15 @@ No data yet? Make a small generated set (data/ of the project), then train on it
 More: leeml --help, leeml fit --help, README.md"""
 
 
+MENDS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space and run it again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its rights or choose another place"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is in the way of a folder, choose another place"),
+    errno.EISDIR: "a folder is in the way of a file, choose another name",
+    errno.ENOENT: "check the path",
+}
+
+
 def usage() -> str:
     """All verbs, a line each."""
     lines = [f"  {verb:<9} {text}" for verb, (_, text) in VERBS.items()]
@@ -33,15 +42,11 @@ def usage() -> str:
 def explain(error: BaseException) -> str | None:
     """One line for a mistake the user can mend; None for a fault of ours, which deserves its traceback."""
     kind = type(error).__name__
-    if kind in ("DataError", "MisconfigurationException"):
+    if kind in ("DataError", "UsageError", "MisconfigurationException"):
         return str(error)
-    if isinstance(error, OSError) and error.errno in (
-        errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT,
-        errno.EEXIST,
-    ):  # fmt: skip
-        where = error.filename or "while writing"
-        hint = "; free some space and run it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return f"{where}: {os.strerror(error.errno).lower()}{hint}"
+    if isinstance(error, OSError) and error.errno in MENDS:
+        where = error.filename2 or error.filename or "while writing"
+        return f"{where}: {os.strerror(error.errno).lower()}; {MENDS[error.errno]}"
     if error.__cause__ is not None:
         return explain(error.__cause__)
     return None
@@ -73,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         if text is None:
             raise
         print(f"leeml: error: {' '.join(text.split())}", file=sys.stderr)
-        return 1
+        return 2 if type(error).__name__ == "UsageError" else 1
 
 
 if __name__ == "__main__":

@@ -1,23 +1,25 @@
 """fit, validate, test and predict: LightningCLI, with one folder a run and short errors."""
 
-import argparse
 import difflib
 import importlib
-import json
 import logging
+import math
 import os
 import pkgutil
 import shutil
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
 
 import callbacks
 import datamodules
@@ -25,30 +27,45 @@ import modules
 from callbacks.figures import Figures
 from callbacks.progress import RunProgress
 from callbacks.submission import Submission
+from callbacks.wandb_record import has_key
 from datamodules.base import PROJECT, HomeworkData
 from datamodules.errors import DataError
 from modules.base import HomeworkModule
-from scripts.run_folder import RunCSVLogger, RunFolder, RunRecord, load_checkpoint, log_to_file
+from scripts.mistakes import Parser as MistakeParser
+from scripts.mistakes import UsageError, check_yaml, reword
+from scripts.run_folder import (
+    LastCheckpoint,
+    RunCheckpointIO,
+    RunCSVLogger,
+    RunFolder,
+    RunRecord,
+    close_log,
+    load_checkpoint,
+    open_log,
+)
 from scripts.summary import show_summary
 
-log = logging.getLogger("leeml")
+NOISE = (".*does not have many workers", "LightningCLI's args parameter", ".*LeafSpec.*deprecated", "Couldn't infer")
 
 
 class Parser(LightningArgumentParser):
-    """Says a mistake in one line and suggests the nearest key."""
+    """Says a mistake in one line, suggests the nearest key, and takes no shortened flags."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        """Print and exit with code 2; inner parsers raise, as jsonargparse tries one type after the other."""
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise; inner parsers as they are, because jsonargparse tries one type after the other."""
         if not self.exit_on_error:
             super().error(message, ex)
-        text = " ".join(message.split())
-        for word in [w.strip("'\".") for w in text.split() if "'" in w or '"' in w]:
-            known = [a.dest for a in self._actions]
-            if word not in known and (near := difflib.get_close_matches(word, known, 1, 0.75)):
-                text += f" (did you mean {near[0]}?)"
-                break
-        print(f"leeml: error: {text[:600]}", file=sys.stderr)
-        sys.exit(2)
+        bases: list[type] = [HomeworkModule, HomeworkData, Callback, Optimizer, Logger]
+        for base in bases:
+            bases += base.__subclasses__()
+        keys = [a.dest for p in (self, *self._subparsers_of()) for a in p._actions]
+        raise reword(message, keys, [c.__name__ for c in bases]) from ex
+
+    def _subparsers_of(self) -> list["Parser"]:
+        return list(self._subcommands_action.choices.values()) if self._subcommands_action else []
 
 
 def known_classes() -> None:
@@ -63,20 +80,26 @@ class LeemlCLI(LightningCLI):
     """LightningCLI whose runs have a folder and whose checkpoints never override the user's flags."""
 
     def __init__(self, args: list[str], run: RunFolder, output: str | None = None) -> None:
-        self.run, self.output = run, output
+        self.run, self.output, self.verb = run, output, args[0]
         known_classes()
         super().__init__(
             HomeworkModule,
             HomeworkData,
             save_config_callback=None,
             parser_class=Parser,
+            parser_kwargs={"prog": "leeml"},
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
+            load_from_checkpoint_support=False,  # it ties the optimizer to the whole CLI, which EMA would copy
             auto_configure_optimizers=False,
             trainer_defaults={"use_distributed_sampler": False},
             args=args,
         )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Only the one that is wanted: every further parser costs a tenth of a second."""
+        return {self.verb: LightningCLI.subcommands()[self.verb]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run folder's own flags, and the checkpoint that is always kept."""
@@ -91,7 +114,6 @@ class LeemlCLI(LightningCLI):
         parser.set_defaults(
             {
                 "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.enable_version_counter": False,
             }
@@ -112,6 +134,8 @@ class LeemlCLI(LightningCLI):
         for key in ("root", "dir"):
             if value := config.data.init_args.get(key):
                 config.data.init_args[key] = str(Path(value).expanduser().absolute())
+        if self.subcommand == "fit":
+            settle_wandb(config.trainer.logger, self.run, module.homework)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks and loggers that every run has."""
@@ -127,11 +151,16 @@ class LeemlCLI(LightningCLI):
         always = [Figures(), RunProgress()]
         if fit:
             always += [RunRecord(self.run, self.saved_config()), *([LearningRateMonitor("step")] if loggers else [])]
+            plugins = given.get("plugins") or []
+            given["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), RunCheckpointIO()]
         if self.subcommand == "predict":
             always.append(Submission(self.output))
         given["callbacks"] = [*(given.get("callbacks") or []), *always]
         try:
-            return super().instantiate_trainer(logger=loggers, **kwargs)
+            trainer = super().instantiate_trainer(logger=loggers, **kwargs)
+            if fit:
+                trainer.callbacks.append(LastCheckpoint(self.run))  # type: ignore[attr-defined]
+            return trainer
         except MisconfigurationException as error:
             if "backend found" in str(error) or "not available on your machine" in str(error):
                 accelerator = given.get("accelerator")
@@ -140,6 +169,33 @@ class LeemlCLI(LightningCLI):
                     "leave out configs/presets/gpu.yaml or say --trainer.accelerator cpu"
                 ) from None
             raise
+
+    def instantiate_classes(self) -> None:
+        """Values that a class does not take are the user's mistake."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, ImportError) as error:
+            first: BaseException = error
+            while first.__cause__ is not None:  # jsonargparse wraps what a constructor said
+                first = first.__cause__
+            if isinstance(first, DataError | MisconfigurationException):
+                raise first from None
+            raise DataError(f"{first} (LEEML_DEBUG=1 shows where)") from error
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise DataError(f"seed_everything: {error}") from None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """As Lightning's; before the first training step a wrong value is the likely cause of an error."""
+        try:
+            super()._run_subcommand(subcommand)
+        except (ValueError, ArithmeticError) as error:
+            if self.trainer.fit_loop.epoch_loop.batch_progress.total.ready:
+                raise
+            raise DataError(f"{error} (while setting up {subcommand}; LEEML_DEBUG=1 shows where)") from error
 
     def saved_config(self) -> dict[str, Any]:
         """The resolved configuration, without what belongs to one call only."""
@@ -159,14 +215,60 @@ class LeemlCLI(LightningCLI):
             try:
                 self.model.on_load_checkpoint(checkpoint)
             except MisconfigurationException as error:
-                raise DataError(f"{path}: {error}") from None
+                raise DataError(f"{path}: {error}; use the config, or the --run_dir, that it came from") from None
+            except KeyError as error:
+                raise DataError(f"{path}: its facts lack {error}: of another version of leeml; train again") from None
+            found, expected = checkpoint["state_dict"], self.model.state_dict()
+            wrong = sorted(k for k in {*found, *expected} if _shape(found, k) != _shape(expected, k))
+            if wrong:
+                raise DataError(
+                    f"{path}: its weights do not fit the model: {wrong[0]} is {_shape(found, wrong[0])} in the file, "
+                    f"{_shape(expected, wrong[0])} in the model; leave out the --model flags that differ from its own"
+                )
 
-    def before_fit(self) -> None:
+    def before_validate(self) -> None:
         """Read nothing and write nothing before it is clear that there is data."""
         self.datamodule.locate()
         self._known_model()
 
-    before_validate = before_test = before_predict = before_fit
+    before_test = before_predict = before_validate
+
+    def before_fit(self) -> None:
+        """The same, then begin the run's folder."""
+        self.before_validate()
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.run.create()
+            open_log(self.run)
+
+
+def settle_wandb(loggers: Any, run: RunFolder, homework: str) -> None:
+    """Give every WandbLogger the run's folder and names where nothing else is said; offline where there is no key.
+
+    Args:
+        loggers: trainer.logger of the configuration; changed in place.
+        run: The run's folder. Where a run is resumed, its config names the folder it had then: that is replaced.
+        homework: Group of the run.
+    """
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if not getattr(logger, "class_path", "").endswith("WandbLogger"):
+            continue
+        init = logger.init_args
+        if init.save_dir in (None, ".") or run.config.is_file():
+            init.save_dir = str(run.path)
+        init.project = init.project or os.environ.get("WANDB_PROJECT", "leeml")
+        init.name = init.name or os.environ.get("WANDB_NAME", run.path.name)
+        init.group = init.get("group") or os.environ.get("WANDB_RUN_GROUP", homework)
+        os.environ["WANDB_DATA_DIR"] = str(run.path / "wandb")  # artifacts wait here for their upload
+        os.environ["WANDB_CACHE_DIR"] = str(run.path)  # wandb adds a folder wandb
+        if not has_key() and os.environ.setdefault("WANDB_MODE", "offline") == "online":
+            raise DataError(
+                "WANDB_MODE is online, but there is no API key: run `wandb login`, set WANDB_API_KEY, "
+                "or unset WANDB_MODE to keep the run offline"
+            )
+
+
+def _shape(state: dict[str, Any], key: str) -> str:
+    return str(tuple(state[key].shape)) if key in state else "absent"
 
 
 def _class(path: str) -> type[HomeworkModule]:
@@ -176,18 +278,21 @@ def _class(path: str) -> type[HomeworkModule]:
 
 def find_config(text: str) -> str:
     """A config's path: as typed, else in the project; a misspelt one gets the nearest as a suggestion."""
-    if text.lstrip().startswith("{") or Path(text).is_file():
+    if text.lstrip().startswith("{"):
         return text
-    if (PROJECT / text).is_file():
-        return str(PROJECT / text)
+    for path in (Path(text), PROJECT / text):
+        if path.is_file():
+            check_yaml(path)
+            return str(path)
     known = [str(p.relative_to(PROJECT)) for p in sorted((PROJECT / "configs").rglob("*.yaml"))]
     near = difflib.get_close_matches(text, known, 1, 0.5)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    raise DataError(f"{text}: no such config file; {hint}")
+    raise UsageError(f"{text}: no such config file; {hint}")
 
 
-def _own_flags() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+def own_flags() -> MistakeParser:
+    """The flags that are settled before LightningCLI sees the rest."""
+    parser = MistakeParser(prog="leeml fit", add_help=False)
     parser.add_argument("--run_dir", type=Path)
     parser.add_argument("--resume", nargs="?", const="true", default="false")
     parser.add_argument("--output")
@@ -200,35 +305,43 @@ def plan(args: list[str]) -> tuple[list[str], RunFolder, str | None]:
     """Turn what the user typed into LightningCLI's arguments, the run's folder and the output file."""
     verb, known_verbs = args[0], ("fit", "validate", "test", "predict")
     assert verb in known_verbs
-    own, rest = _own_flags().parse_known_args(args[1:])
+    own, rest = own_flags().parse_known_args(args[1:])
+    flags = {a.split("=")[0] for a in rest}
     configs = [find_config(c) for c in own.config]
     run = RunFolder(own.run_dir.absolute()) if own.run_dir else None
     ckpt = own.ckpt_path
     if verb == "fit":
         if own.resume.lower() == "true":
             if run is None:
-                raise DataError("--resume needs --run_dir, the folder of the run to go on with")
-            ckpt = ckpt or str(run.checkpoint("last"))
+                raise UsageError("--resume needs --run_dir, the folder of the run to go on with")
             configs = [_run_config(run), *configs]
-        elif run is not None and run.checkpoints.is_dir():
+            ckpt = ckpt or str(run.checkpoint("last"))
+        elif run is not None and run.taken():
             raise DataError(
                 f"{run.path}: holds a run already; add --resume to go on with it, or choose another --run_dir"
             )
+        elif not configs and not {"--model", "--data"} & flags:
+            raise UsageError("fit needs an experiment, such as --config configs/hw1_covid/medium.yaml; see configs/")
     else:
         if run is None and ckpt is None:
-            raise DataError(f"{verb} needs a trained run: --run_dir runs/..., or --ckpt_path FILE")
+            raise UsageError(f"{verb} needs a trained run: --run_dir runs/..., or --ckpt_path FILE")
         if ckpt in (None, "best", "last"):
             if run is None:
-                raise DataError(f"--ckpt_path {ckpt} needs --run_dir")
+                raise UsageError(f"--ckpt_path {ckpt} needs --run_dir, the folder of the run it is in")
+            _run_config(run)
+            if ckpt is None and not (run.checkpoints / "best.ckpt").is_file() and run.resumable():
+                print("leeml: this run has no best.ckpt, as no epoch was validated: last.ckpt it is", file=sys.stderr)
+                ckpt = "last"
             ckpt = str(run.checkpoint(ckpt or "best"))
         if run is not None and run.config.is_file():
             configs = [_run_config(run), *configs]
         elif not configs:
-            configs = [json.dumps(load_checkpoint(Path(ckpt))["config"])]
+            config = load_checkpoint(Path(ckpt))["config"]
+            configs = [yaml.safe_dump(config, default_flow_style=True, width=math.inf).strip()]  # JSON has no infinity
         if run is None:
             folder = Path(ckpt).absolute().parent
             run = RunFolder(folder.parent if folder.name == "checkpoints" else folder)
-    if "--data.root" in " ".join(rest) and "--data.dir" not in " ".join(rest):
+    if flags & {"--data.root", "--data.edition"} and "--data.dir" not in flags:
         rest = [*rest, "--data.dir", "null"]  # a folder of the run's config would win over the flag
     if run is None:
         run = new_run(configs)
@@ -238,7 +351,7 @@ def plan(args: list[str]) -> tuple[list[str], RunFolder, str | None]:
 
 def _run_config(run: RunFolder) -> str:
     if not run.config.is_file():
-        raise DataError(f"{run.path}: no config.yaml here, so this is not the folder of a run")
+        raise DataError(f"{run.path}: no config.yaml here, so this is not the folder of a run (see runs/)")
     return str(run.config)
 
 
@@ -246,39 +359,46 @@ def new_run(configs: list[str], suffix: str = "") -> RunFolder:
     """The folder of a run that was given none, named after its first config."""
     if inherited := os.environ.get("LEEML_RUN_DIR"):  # a further process of the same run
         return RunFolder(Path(inherited))
-    first = Path(configs[0]) if configs else Path("custom")
+    first = Path(configs[0]).absolute() if configs else Path("custom")
     homework = first.parent.name if first.parent.parent.name == "configs" else "custom"
     return RunFolder.new(homework, first.stem + suffix)
 
 
+def _no_tips(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
+
+
 def run_cli(args: list[str]) -> LeemlCLI:
     """Run fit, validate, test or predict; what went wrong before training leaves nothing behind."""
+    for noise in NOISE:
+        warnings.filterwarnings("ignore", message=noise)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
     if {"-h", "--help", "--print_config"} & set(args) or any(a.startswith("--print_config") for a in args):
         if args[0] == "fit":
-            args = [
-                find_config(a) if before in ("-c", "--config") else a
-                for before, a in zip(["", *args], args, strict=False)
-            ]
+            args = [find_config(a) if before in ("-c", "--config") else a for before, a in pairwise(["", *args])]
         return LeemlCLI(args, RunFolder(Path("runs")))
     line, run, output = plan(args)
-    fresh = not run.path.exists()
-    writes = not any(a.startswith("--trainer.fast_dev_run") for a in line) and args[0] == "fit"
+    fresh, done = not run.path.exists(), False
     os.environ.setdefault("WANDB_SILENT", "true")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     try:
-        if writes:
-            run.create()
-            log_to_file(run)
-            os.environ["LEEML_RUN_DIR"] = str(run.path)
-        return LeemlCLI(line, run, output)
+        if args[0] == "fit":
+            os.environ["LEEML_RUN_DIR"] = str(run.path)  # for the processes that DDP starts
+        cli = LeemlCLI(line, run, output)
+        done = not cli.trainer.fast_dev_run  # type: ignore[attr-defined]
+        return cli
+    except UsageError as error:
+        configs = [v for f, v in pairwise(line) if f == "--config"]
+        raise error.placed(configs, args) from error.__cause__
     except BaseException:
-        if fresh and not run.config.is_file() and int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            shutil.rmtree(run.path, ignore_errors=True)
-        elif run.checkpoints.is_dir() and args[0] == "fit":
+        if args[0] == "fit" and run.resumable():
             print(f"leeml: go on with: leeml fit --run_dir {run.path} --resume", file=sys.stderr)
         raise
     finally:
         os.environ.pop("LEEML_RUN_DIR", None)
+        close_log()
+        nothing = fresh and not done and not any(run.checkpoints.glob("*.ckpt"))
+        if args[0] == "fit" and nothing and os.environ.get("LOCAL_RANK", "0") == "0":
+            shutil.rmtree(run.path, ignore_errors=True)
 
 
 def main(args: list[str]) -> int:

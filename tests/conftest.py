@@ -1,0 +1,29 @@
+"""What all tests share: the real data where it lies, and Hypothesis without deadlines (the cores are shared)."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))  # else tests/datamodules, which mirrors the tree, is taken for our package
+
+settings.register_profile("leeml", deadline=None)
+settings.load_profile("leeml")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """A folder of the real data, such as real_data("hw1_covid/2021"); the test is skipped where it is not there."""
+
+    def find(part: str) -> Path:
+        roots = [Path(os.environ.get("LEEML_DATA") or PROJECT / "data"), PROJECT.parent / "shared" / "data"]
+        for root in roots:
+            if (root / part).is_dir():
+                return root / part
+        pytest.skip(f"no real data: {part} is neither in {roots[0]} (LEEML_DATA) nor in {roots[1]}")
+
+    return find

@@ -1,0 +1,148 @@
+"""What the tests of the command line share: a small generated set, an experiment on it, one trained run."""
+
+import contextlib
+import io
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from datamodules.sample import write_covid
+from scripts.leeml import main
+
+EXPERIMENT = """\
+model:
+  class_path: CovidRegressor
+  init_args:
+    optimizer:
+      class_path: AdamW
+      init_args: {lr: 0.003, weight_decay: 0.1}
+    hidden: [16]
+    dropout: 0.1
+data:
+  class_path: CovidData
+  init_args:
+    target: change # what changes since yesterday
+    batch_size: 64
+trainer:
+  max_epochs: 2
+  log_every_n_steps: 1
+  callbacks:
+    - class_path: WarmupScheduler
+      init_args: {warmup: 2}
+"""
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def answer(*args):
+    """What the command says, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(a) for a in args])
+        except SystemExit as stop:
+            code = 0 if stop.code is None else stop.code
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+def works(*args):
+    said = answer(*args)
+    assert said.code == 0, said.err
+    return said
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory):
+    """Root of a generated set: 246 training rows and the first 60 of the test file."""
+    root = tmp_path_factory.mktemp("sample")
+    folder = root / "hw1_covid" / "sample"
+    write_covid(folder)
+    for name, kept in (("covid.train.csv", slice(1, None, 11)), ("covid.test.csv", slice(1, 61))):
+        lines = (folder / name).read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join([lines[0], *lines[kept]]))
+    return root
+
+
+@pytest.fixture(scope="session")
+def experiment(tmp_path_factory):
+    path = tmp_path_factory.mktemp("experiment") / "experiment.yaml"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, sample, experiment):
+    """Folder of a run of two epochs; not to be written to (see `run`)."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    works("fit", "--config", experiment, "--data.root", sample, "--run_dir", path)
+    return path
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the trained run."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def data(sample, tmp_path):
+    """A copy of the data's root, to be damaged."""
+    return Path(shutil.copytree(sample, tmp_path / "data"))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Tests stand in an empty folder, see no data by chance, and their runs go there."""
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("LEEML_DATA", str(tmp_path / "no_data"))
+    monkeypatch.delenv("LEEML_DEBUG", raising=False)
+    monkeypatch.setattr("scripts.run_folder.PROJECT", place)
+
+
+@pytest.fixture
+def pictures():
+    """For a test that looks at the figures; for all others drawing takes too long."""
+
+
+@pytest.fixture(autouse=True)
+def drawing(request, monkeypatch):
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("callbacks.figures.Figures._save", lambda *args: None)
+
+
+def tree(folder):
+    """All that lies in a folder, and its content."""
+    return {p: p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def fails(where, *args, says=()):
+    """The command ends with one line of error, and `where` holds what it held before.
+
+    Args:
+        where: Folder of all the test's files.
+        args: The command.
+        says: What the line must hold.
+    """
+    before = tree(where)
+    said = answer(*args)
+    assert said.code in (1, 2), said
+    lines = [line for line in said.err.splitlines() if line.startswith("leeml: error:")]
+    assert len(lines) == 1, said.err
+    assert said.err.endswith(lines[0] + "\n")
+    assert "Traceback" not in said.err + said.out
+    assert "Union subtypes" not in lines[0], "jsonargparse's own words"
+    assert len(lines[0]) < 2000
+    for part in says:
+        assert part in lines[0], lines[0]
+    after = tree(where)
+    assert after.keys() - before.keys() == set(), "left behind"
+    assert before == after, "lost or changed"
+    return lines[0]
