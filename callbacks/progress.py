@@ -50,7 +50,7 @@ class RunProgress(ProgressBar):
         scores = {k: f"{float(v):.4g}" for k, v in trainer.progress_bar_metrics.items()}
         if not self._bar.disable:
             self._bar.n = trainer.global_step
-            self._bar.set_postfix(epoch=trainer.current_epoch, **scores)
+            self._bar.set_postfix({"epoch": trainer.current_epoch, **scores})
         elif self._total and (tenth := 10 * trainer.global_step // self._total) > self._tenth:
             self._tenth = tenth
             text = " ".join(f"{k} {v}" for k, v in scores.items())

@@ -137,10 +137,25 @@ class CovidData(HomeworkData):
         self._check_model()
         if stage != "predict" and self.train is not None:
             self.facts = self._find_facts(self.train, folder.name)
+            if stage != "test" or self.test is None or self.test.target is None:
+                self._check_split(self.train)
+
+    def _model_facts(self) -> Facts | None:
+        return getattr(self.trainer and self.trainer.lightning_module, "facts", None)
+
+    def _check_split(self, table: CovidTable) -> None:
+        """A trained module may only be scored on, or trained further with, the rows that its run held out."""
+        expected = self._model_facts()
+        assert self.facts is not None
+        if expected is not None and not torch.equal(expected["held_out"], self.facts["held_out"]):
+            raise DataError(
+                f"{table.path}: other rows are held out here than in the run, which trained on some of them; keep the "
+                "run's training file, data.split, data.seed, data.folds and data.fold"
+            )
 
     def _check_model(self) -> None:
         """A trained module must find its own features in these files."""
-        expected: Facts | None = getattr(self.trainer and self.trainer.lightning_module, "facts", None)
+        expected = self._model_facts()
         for table in (self.train, self.test):
             if expected is None or table is None:
                 continue
@@ -243,6 +258,7 @@ class CovidData(HomeworkData):
             "columns": table.columns,
             "features": names,
             "anchor": anchor if self.target == "change" else None,
+            "held_out": torch.tensor([table.ids[i] for fold in self.chosen_folds() for i in fold.val]),
         } | {key: value.float() if value.is_floating_point() else value for key, value in stacked.items()}
 
     def _scaling(self, x: np.ndarray, is_state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

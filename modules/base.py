@@ -65,7 +65,7 @@ class HomeworkModule(LightningModule):
 
     def configure_model(self) -> None:
         """Build from the datamodule's facts; Lightning may call this more than once."""
-        facts = getattr(self._trainer and self._trainer.datamodule, "facts", None)
+        facts = getattr(getattr(self._trainer, "datamodule", None), "facts", None)
         if self.facts is None and facts is not None:
             self._use(facts)
 

@@ -116,7 +116,12 @@ class CovidRegressor(HomeworkModule):
         self.save_hyperparameters(ignore=["optimizer"])
         self.ridge, self.state_ridge = ridge, state_ridge
         self.net_options: dict[str, Any] = dict(
-            hidden=hidden, activation=activation, dropout=dropout, batch_norm=batch_norm, residual=residual, skip=ridge is not None
+            hidden=hidden,
+            activation=activation,
+            dropout=dropout,
+            batch_norm=batch_norm,
+            residual=residual,
+            skip=ridge is not None,
         )
         metrics = MetricCollection({"mse": MeanSquaredError(), "rmse": MeanSquaredError(squared=False)})
         self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
@@ -130,7 +135,7 @@ class CovidRegressor(HomeworkModule):
     def on_fit_start(self) -> None:
         """Solve the linear path in closed form, unless the run is a resumed one."""
         if self.ridge is not None and self.trainer.global_step == 0:
-            loader = self.trainer.datamodule.train_dataloader()
+            loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
             parts = loader.dataset.parts
             self.net.fit_skip(parts["x"], parts["y"], loader.sampler.rows, self.ridge, self.state_ridge)
 
@@ -159,7 +164,7 @@ class CovidRegressor(HomeworkModule):
         predicted = self.ensemble(batch)
         metrics.update(predicted, batch["y"])
         self._seen.append((predicted, batch["y"]))
-        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(predicted))  # type: ignore[arg-type]
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(predicted))
 
     def on_validation_epoch_start(self) -> None:
         """Forget the rows of the epoch before."""

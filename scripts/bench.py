@@ -24,7 +24,9 @@ def environment(threads: int) -> str:
     else:
         info = Path("/proc/cpuinfo")
         lines = info.read_text().splitlines() if info.is_file() else []
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+        name = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+        )
         device = f"CPU ({name or platform.machine()}), {threads} threads"
     names = ("torch", "lightning", "numpy", "scikit-learn")
     return f"{device}; Python {platform.python_version()}, " + ", ".join(f"{n} {version(n)}" for n in names)
@@ -55,7 +57,9 @@ def main(args: list[str]) -> int:
     own = parser.parse_args(args[1:])
     if own.homework not in known:
         near = difflib.get_close_matches(own.homework, known, 1, 0.4)
-        raise DataError(f"no benchmark of {own.homework!r}; " + (f"did you mean {near[0]}?" if near else f"there are {known}"))
+        raise DataError(
+            f"no benchmark of {own.homework!r}; " + (f"did you mean {near[0]}?" if near else f"there are {known}")
+        )
     torch.set_num_threads(own.threads)
     print(environment(own.threads))
     bench = importlib.import_module(f"scripts.benches.{own.homework}")

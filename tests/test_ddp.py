@@ -14,10 +14,15 @@ from datamodules.sample import write_covid
 
 def leeml(*args, cwd):
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", "import sys; from scripts.leeml import main; sys.exit(main())", *map(str, args)]
-    if "configs/presets/ddp.yaml" in args:  # Lightning starts the second process by the script's own name
-        command = [sys.executable, "-m", "scripts.leeml", *map(str, args)]
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.leeml",
+        *map(str, args),
+    ]  # Lightning starts the second process the same way
+    done = subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -26,7 +31,16 @@ def runs(tmp_path_factory):
     base = tmp_path_factory.mktemp("ddp")
     write_covid(base / "hw1_covid" / "sample")
     for name, preset in (("one", []), ("two", ["--config", "configs/presets/ddp.yaml"])):
-        fit = ["fit", "--config", "configs/hw1_covid/strong.yaml", *preset, "--data.root", base, "--run_dir", base / name]
+        fit = [
+            "fit",
+            "--config",
+            "configs/hw1_covid/strong.yaml",
+            *preset,
+            "--data.root",
+            base,
+            "--run_dir",
+            base / name,
+        ]
         short = ["--trainer.max_epochs", 3, "--model.dropout", 0, "--data.members", 2, "--data.batch_size", 250]
         leeml(*fit, *short, cwd=base)
         leeml("predict", "--run_dir", base / name, cwd=base)

@@ -26,7 +26,9 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted(p for o in OURS for p in (ROOT / o).rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", sorted(p for o in OURS for p in (ROOT / o).rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_imports_keep_to_the_rules(path):
     folder = "modules/nets" if path.is_relative_to(ROOT / "modules/nets") else path.relative_to(ROOT).parts[0]
     for name in imports(path):

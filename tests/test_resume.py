@@ -33,8 +33,12 @@ def folder(tmp_path_factory):
 
 def fit(folder, where, stop=None, ckpt=None):
     seed_everything(3)
-    data = CovidData(dir=str(folder), batch_size=500, members=2, target="change")  # 5 steps an epoch, the last one short
-    module = CovidRegressor(functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1), [8], dropout=0.3, batch_norm=True)
+    data = CovidData(
+        dir=str(folder), batch_size=500, members=2, target="change"
+    )  # 5 steps an epoch, the last one short
+    module = CovidRegressor(
+        functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1), [8], dropout=0.3, batch_norm=True
+    )
     callbacks = [
         WarmupScheduler("cosine", warmup=4),
         EMAWeightAveraging(decay=0.9),
@@ -60,4 +64,3 @@ def test_resumed_run_ends_with_the_same_bits(folder, tmp_path, stop):
     resumed = fit(folder, tmp_path / "rest", ckpt=tmp_path / "part" / f"{stop}.ckpt")
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-

@@ -51,7 +51,9 @@ def plain_loop(x: torch.Tensor, y: torch.Tensor) -> None:
 
 def ours(folder: Path, members: int) -> None:
     """The same training by our module, data and Lightning's Trainer, set-up and reading the file included."""
-    data = CovidData(dir=str(folder), split="interleaved", folds=10, standardise="features", batch_size=BATCH, members=members)
+    data = CovidData(
+        dir=str(folder), split="interleaved", folds=10, standardise="features", batch_size=BATCH, members=members
+    )
     module = CovidRegressor(functools.partial(torch.optim.SGD, lr=0.001, momentum=0.9))
     trainer = Trainer(
         max_epochs=EPOCHS, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -67,7 +69,7 @@ def speed(root: Path | None, repeats: int) -> None:
     data = CovidData(dir=str(folder), split="interleaved", folds=10, standardise="features", batch_size=BATCH)
     data.setup("fit")
     assert data.facts is not None
-    parts = data.train_dataloader().dataset[torch.from_numpy(data.chosen_folds()[0].train)]  # type: ignore[index]
+    parts = data.train_dataloader().dataset[torch.from_numpy(data.chosen_folds()[0].train)]
     x = (parts["x"] - data.facts["mean"][0]) / data.facts["scale"][0]
     seconds = medians(
         {
@@ -79,7 +81,9 @@ def speed(root: Path | None, repeats: int) -> None:
     )
     steps, samples = EPOCHS * -(-len(x) // BATCH), EPOCHS * len(x)
     base = seconds["plain loop"]
-    print(f"\nSpeed: {len(x)} rows, batch {BATCH}, {EPOCHS} epochs; medians of {repeats} turns, ours with set-up and reading the file")
+    print(
+        f"\nSpeed: {len(x)} rows, batch {BATCH}, {EPOCHS} epochs; medians of {repeats} turns, ours with set-up and reading the file"
+    )
     print(f"  {'':<16} {'seconds':>8} {'ms a step':>10} {'model-samples/s':>16} {'against plain loop':>20}")
     for name, value in seconds.items():
         models = MEMBERS if str(MEMBERS) in name else 1
@@ -91,7 +95,15 @@ def speed(root: Path | None, repeats: int) -> None:
 def out_of_fold(level: str, edition: str, split: str, root: Path | None) -> np.ndarray:
     """Squared errors (N,) in file order of a level's config, cross-validated by `leeml kfold`."""
     with tempfile.TemporaryDirectory() as folder:
-        args = ["kfold", "--config", f"configs/hw1_covid/{level}.yaml", "--run_dir", f"{folder}/run", "--data.split", split]
+        args = [
+            "kfold",
+            "--config",
+            f"configs/hw1_covid/{level}.yaml",
+            "--run_dir",
+            f"{folder}/run",
+            "--data.split",
+            split,
+        ]
         args += ["--data.root", str(root)] if root else []
         args += ["--data.edition", edition] if edition else []
         with contextlib.redirect_stdout(io.StringIO()):
@@ -104,7 +116,7 @@ def accuracy(root: Path | None, levels: list[str]) -> None:
     """Print MSE over the same five folds for persistence, two scikit-learn models and our levels, with paired spread."""
     for edition, folder in editions(root).items():
         for split in ("random", "grouped"):
-            data = CovidData(dir=str(folder), split=split, fold=None)  # type: ignore[arg-type]
+            data = CovidData(dir=str(folder), split=split, fold=None)
             data.setup("fit")
             assert data.train is not None and data.train.target is not None
             x, y, folds = data.train.values, data.train.target, data.split()
@@ -121,7 +133,9 @@ def accuracy(root: Path | None, levels: list[str]) -> None:
                 errors[level] = out_of_fold(level, edition, split, root)
             by_fold = {name: np.array([e[fold.val].mean() for fold in folds]) for name, e in errors.items()}
             best = min(("RidgeCV", "HistGradientBoosting"), key=lambda name: by_fold[name].mean())
-            print(f"\nAccuracy, {edition or folder.name}, {split} 5 folds, {len(y)} rows: MSE; difference to {best} fold by fold")
+            print(
+                f"\nAccuracy, {edition or folder.name}, {split} 5 folds, {len(y)} rows: MSE; difference to {best} fold by fold"
+            )
             for name, mse in by_fold.items():
                 gap = mse - by_fold[best]
                 print(

@@ -111,5 +111,7 @@ def test_decay_reaches_neither_biases_nor_norms():
     module.build(facts)
     decayed, free = split_decay(module)
     names = {id(p): n for n, p in module.named_parameters()}
-    assert sorted(names[id(p)] for p in decayed) == [f"net.mlp.{i}{w}" for i, w in enumerate([".linear.weight"] * 2 + [".weight"])]
+    assert sorted(names[id(p)] for p in decayed) == [
+        f"net.mlp.{i}{w}" for i, w in enumerate([".linear.weight"] * 2 + [".weight"])
+    ]
     assert len(decayed) + len(free) == len(names)

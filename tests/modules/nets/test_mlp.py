@@ -42,14 +42,11 @@ def test_each_member_equals_its_torch_network(members, hidden, activation, norm,
     torch.manual_seed(seed)
     mlp = MLP(members, 5, 2, hidden, activation, batch_norm=norm)
     x = torch.randn(members, 7, 5)
+    plain = [member_as_torch(mlp, m) for m in range(members)]
     for train in (True, False):  # training mode also moves the running statistics that the second pass uses
-        mlp.train(train)
-        out = mlp(x)
-        for m in range(members):
-            plain = plain_networks[m] if not train else member_as_torch(mlp, m)
-            if train:
-                plain_networks = (plain_networks if m else []) + [plain]
-            torch.testing.assert_close(out[m], plain.train(train)(x[m]), atol=1e-5, rtol=1e-4)
+        out = mlp.train(train)(x)
+        for m, net in enumerate(plain):
+            torch.testing.assert_close(out[m], net.train(train)(x[m]), atol=1e-5, rtol=1e-4)
 
 
 def test_initial_weights_have_the_bounds_of_torch_linear():
@@ -71,7 +68,9 @@ def test_one_hidden_layer_of_sigmoids_is_the_notes_sum():
         torch.testing.assert_close(mlp(torch.full((1, 1, 1), x))[0, 0, 0], expected)
 
 
-@pytest.mark.parametrize(("sizes", "hidden", "expected"), [(93, [64], 6081), (117, [16, 8], 2033), (116, [16, 8], 2017)])
+@pytest.mark.parametrize(
+    ("sizes", "hidden", "expected"), [(93, [64], 6081), (117, [16, 8], 2033), (116, [16, 8], 2017)]
+)
 def test_parameter_counts_of_the_course_samples(sizes, hidden, expected):
     assert sum(p.numel() for p in MLP(1, sizes, 1, hidden).parameters()) == expected
 
