@@ -1,4 +1,4 @@
-"""One LightningModule for every homework: facts from the data, an injected optimiser, reproducible noise, checkpoints."""
+"""What every homework's LightningModule shares: facts from the data, an injected optimiser, repeatable noise."""
 
 import os
 from typing import Any, ClassVar

@@ -62,6 +62,7 @@ class CovidNet(nn.Module):
         return torch.addcmul(self.shift, chosen, self.inverse)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Predictions in percent, (M, B, C) -> (M, B)."""
         z = self.standardise(x)
         out = self.mlp(z).squeeze(-1)
         if self.skip is not None:
@@ -115,14 +116,14 @@ class CovidRegressor(HomeworkModule):
         super().__init__(optimizer)
         self.save_hyperparameters(ignore=["optimizer"])
         self.ridge, self.state_ridge = ridge, state_ridge
-        self.net_options: dict[str, Any] = dict(
-            hidden=hidden,
-            activation=activation,
-            dropout=dropout,
-            batch_norm=batch_norm,
-            residual=residual,
-            skip=ridge is not None,
-        )
+        self.net_options: dict[str, Any] = {
+            "hidden": hidden,
+            "activation": activation,
+            "dropout": dropout,
+            "batch_norm": batch_norm,
+            "residual": residual,
+            "skip": ridge is not None,
+        }
         metrics = MetricCollection({"mse": MeanSquaredError(), "rmse": MeanSquaredError(squared=False)})
         self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
         self._seen: list[tuple[Tensor, Tensor]] = []

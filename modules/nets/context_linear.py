@@ -26,6 +26,7 @@ class ContextLinear(nn.Module):
         self.register_buffer("by_context", torch.zeros(members, features, features))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(M, B, D) -> (M, B)."""
         context = x * self.is_context
         other = x - context
         return torch.bmm(x, self.shared).squeeze(-1) + (torch.bmm(context, self.by_context) * other).sum(-1)

@@ -5,6 +5,7 @@ step is overhead, not arithmetic. Members share nothing: the loss is a sum over 
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -33,6 +34,7 @@ class MemberLinear(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(M, B, in) -> (M, B, out)."""
         return torch.baddbmm(self.bias, x, self.weight)
 
 
@@ -48,6 +50,7 @@ class MemberBatchNorm(nn.Module):
         self.norm = nn.BatchNorm1d(members * features)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(M, B, D) -> (M, B, D)."""
         members, batch, _ = x.shape
         flat = x.transpose(0, 1).reshape(batch, members * self.features)
         return self.norm(flat).view(batch, members, self.features).transpose(0, 1)
@@ -74,6 +77,7 @@ class Block(nn.Module):
         self.residual = residual and width_in == width
 
     def forward(self, x: Tensor) -> Tensor:
+        """(M, B, in) -> (M, B, width)."""
         y = self.dropout(self.activation(self.norm(self.linear(x))))
         return x + y if self.residual else y
 
@@ -96,8 +100,5 @@ class MLP(nn.Sequential):
         residual: bool = False,
     ) -> None:
         widths = [in_features, *hidden]
-        blocks = [
-            Block(members, a, b, activation, dropout, batch_norm, residual)
-            for a, b in zip(widths, widths[1:], strict=False)
-        ]
+        blocks = [Block(members, a, b, activation, dropout, batch_norm, residual) for a, b in pairwise(widths)]
         super().__init__(*blocks, MemberLinear(members, widths[-1], out_features))

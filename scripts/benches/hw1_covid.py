@@ -82,7 +82,8 @@ def speed(root: Path | None, repeats: int) -> None:
     steps, samples = EPOCHS * -(-len(x) // BATCH), EPOCHS * len(x)
     base = seconds["plain loop"]
     print(
-        f"\nSpeed: {len(x)} rows, batch {BATCH}, {EPOCHS} epochs; medians of {repeats} turns, ours with set-up and reading the file"
+        f"\nSpeed: {len(x)} rows, batch {BATCH}, {EPOCHS} epochs; medians of {repeats} turns; "
+        "ours with set-up and reading the file"
     )
     print(f"  {'':<16} {'seconds':>8} {'ms a step':>10} {'model-samples/s':>16} {'against plain loop':>20}")
     for name, value in seconds.items():
@@ -118,7 +119,8 @@ def accuracy(root: Path | None, levels: list[str]) -> None:
         for split in ("random", "grouped"):
             data = CovidData(dir=str(folder), split=split, fold=None)
             data.setup("fit")
-            assert data.train is not None and data.train.target is not None
+            assert data.train is not None
+            assert data.train.target is not None
             x, y, folds = data.train.values, data.train.target, data.split()
             yesterday = data.train.day(data.train.days - 2)[:, -1]
             errors = {"yesterday's value": (yesterday - y) ** 2}
@@ -134,7 +136,8 @@ def accuracy(root: Path | None, levels: list[str]) -> None:
             by_fold = {name: np.array([e[fold.val].mean() for fold in folds]) for name, e in errors.items()}
             best = min(("RidgeCV", "HistGradientBoosting"), key=lambda name: by_fold[name].mean())
             print(
-                f"\nAccuracy, {edition or folder.name}, {split} 5 folds, {len(y)} rows: MSE; difference to {best} fold by fold"
+                f"\nAccuracy, {edition or folder.name}, {split} 5 folds, {len(y)} rows: MSE +- deviation over folds, "
+                f"ratio and paired difference to {best}"
             )
             for name, mse in by_fold.items():
                 gap = mse - by_fold[best]

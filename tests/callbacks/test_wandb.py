@@ -14,6 +14,7 @@ from unittest import mock
 import matplotlib
 import pytest
 import torch
+import wandb
 import yaml
 from jsonargparse import Namespace
 from wandb.proto.wandb_internal_pb2 import ArtifactRecord, Record
@@ -62,6 +63,14 @@ def leeml(args: list[str], base: Path) -> subprocess.CompletedProcess[str]:
         cwd=base / "here", env=settings(base / "home"), stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=300,
     )  # fmt: skip
+
+
+def fit(*args: str) -> int:
+    """The command in-process; it ends its W&B run, and wandb's service, which does the writing, is waited for here."""
+    code = main(["fit", *args])
+    assert wandb.run is None
+    wandb.teardown()
+    return code
 
 
 def read_run(folder: Path) -> list[Record]:
@@ -199,11 +208,11 @@ def test_nothing_outside_the_run_folder(offline: Path, data: Path) -> None:
 
 
 @pytest.mark.usefixtures("nobody")
-def test_resumed_run_writes_where_it_lies_now(offline: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_resumed_run_writes_where_it_lies_now(offline: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(offline, moved, ignore=shutil.ignore_patterns("wandb"))
     before = sorted(offline.rglob("*"))
-    assert main(["fit", "--run_dir", str(moved), "--resume", "--trainer.max_epochs", "4"]) == 0, capfd.readouterr()
+    assert fit("--run_dir", str(moved), "--resume", "--trainer.max_epochs", "4") == 0
     assert sorted(offline.rglob("*")) == before
     records = read_run(moved)
     assert [row["epoch"] for row in history_of(records) if "val/mse" in row] == [3]
@@ -214,8 +223,8 @@ def test_resumed_run_writes_where_it_lies_now(offline: Path, tmp_path: Path, cap
 
 def test_key_is_written_nowhere(data: Path, tmp_path: Path, nobody: Path) -> None:
     os.environ |= {"WANDB_API_KEY": SECRET, "WANDB_MODE": "offline", "WANDB_PROJECT": "mine", "NETRC": "elsewhere"}
-    args = ["fit", *MEDIUM, *preset("wandb", "debug"), "--data.root", str(data), "--run_dir", str(tmp_path / "run")]
-    assert main(args) == 0
+    args = [*MEDIUM, *preset("wandb", "debug"), "--data.root", str(data), "--run_dir", str(tmp_path / "run")]
+    assert fit(*args) == 0
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
     assert next(iter(tmp_path.glob("run/wandb/offline-run-*/logs/debug.log"))).is_file()
@@ -232,8 +241,8 @@ def test_failed_run_leaves_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[
     folder = tmp_path / "data"
     write_covid(folder)
     (folder / "covid.train.csv").write_text("id,tested_positive\n0,much\n")
-    args = ["fit", *MEDIUM, *preset("wandb"), "--data.dir", str(folder), "--run_dir", str(tmp_path / "run")]
-    assert main(args) == 1
+    args = [*MEDIUM, *preset("wandb"), "--data.dir", str(folder), "--run_dir", str(tmp_path / "run")]
+    assert fit(*args) == 1
     assert "leeml: error: " in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -241,8 +250,8 @@ def test_failed_run_leaves_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[
 @pytest.mark.usefixtures("nobody")
 def test_online_without_key_never_prompts(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     os.environ["WANDB_MODE"] = "online"
-    args = ["fit", *MEDIUM, *preset("wandb"), "--data.root", str(data), "--run_dir", str(tmp_path / "run")]
-    assert main(args) == 1
+    args = [*MEDIUM, *preset("wandb"), "--data.root", str(data), "--run_dir", str(tmp_path / "run")]
+    assert fit(*args) == 1
     assert "wandb login" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -342,8 +351,8 @@ def test_presets_add_up(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has a GPU")
 @pytest.mark.usefixtures("nobody")
 def test_gpu_preset_without_gpu(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    args = ["fit", *MEDIUM, *preset("gpu"), "--data.root", str(data), "--run_dir", str(tmp_path / "run")]
-    assert main(args) == 1
+    args = [*MEDIUM, *preset("gpu"), "--data.root", str(data), "--run_dir", str(tmp_path / "run")]
+    assert fit(*args) == 1
     err = capfd.readouterr().err
     (line,) = [line for line in err.splitlines() if line.startswith("leeml: error: ")]
     assert "trainer.accelerator is gpu" in line
@@ -356,9 +365,9 @@ def test_gpu_preset_without_gpu(data: Path, tmp_path: Path, capfd: pytest.Captur
 def test_tensorboard_takes_the_figures(data: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    args = ["fit", *MEDIUM, *preset("debug"), "--data.root", str(data), "--run_dir", str(tmp_path / "run")]
+    args = [*MEDIUM, *preset("debug"), "--data.root", str(data), "--run_dir", str(tmp_path / "run")]
     logger = ["--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", str(tmp_path / "board")]
-    assert main([*args, *logger]) == 0
+    assert fit(*args, *logger) == 0
     (events,) = (tmp_path / "board").rglob("events.out.tfevents.*")
     board = EventAccumulator(str(events))
     board.Reload()
