@@ -47,6 +47,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in MENDS:
         where = error.filename2 or error.filename or "while writing"
         return f"{where}: {os.strerror(error.errno).lower()}; {MENDS[error.errno]}"
+    if str(error).startswith("Early stopping conditioned on metric"):
+        return f"{error}; let the validation run, or leave out EarlyStopping"
     if error.__cause__ is not None:
         return explain(error.__cause__)
     return None

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
@@ -233,6 +233,19 @@ class RunCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, memory)
         with _whole(path) as scratch:
             scratch.write_bytes(memory.getbuffer())
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """ModelCheckpoint that still knows the best score when the run's folder has been moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state over, with the paths of this folder, if the best checkpoint lies in it."""
+        folder, best = Path(self.dirpath or ""), state_dict["best_model_path"]
+        if best and (folder / Path(best).name).is_file():
+            here = {k: v and str(folder / Path(v).name) for k, v in state_dict.items() if k.endswith("_path")}
+            models = {str(folder / Path(k).name): v for k, v in state_dict["best_k_models"].items()}
+            state_dict = state_dict | here | {"best_k_models": models, "dirpath": self.dirpath}
+        super().load_state_dict(state_dict)
 
 
 class LastCheckpoint(Checkpoint):

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -34,6 +34,7 @@ from modules.base import HomeworkModule
 from scripts.mistakes import Parser as MistakeParser
 from scripts.mistakes import UsageError, check_yaml, reword
 from scripts.run_folder import (
+    BestCheckpoint,
     LastCheckpoint,
     RunCheckpointIO,
     RunCSVLogger,
@@ -45,7 +46,13 @@ from scripts.run_folder import (
 )
 from scripts.summary import show_summary
 
-NOISE = (".*does not have many workers", "LightningCLI's args parameter", ".*LeafSpec.*deprecated", "Couldn't infer")
+NOISE = (
+    ".*does not have many workers",
+    "LightningCLI's args parameter",
+    ".*LeafSpec.*deprecated",
+    "Couldn't infer",
+    "The dirpath",
+)
 
 
 class Parser(LightningArgumentParser):
@@ -110,7 +117,7 @@ class LeemlCLI(LightningCLI):
         parser.add_argument(
             "--output", type=str | None, help="File that predict writes (default: submission.csv of the run)."
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.filename": "best",

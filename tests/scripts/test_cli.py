@@ -263,8 +263,9 @@ def test_dry_runs_by_config_and_into_a_folder_write_nothing(sample, experiment, 
     dry = tmp_path / "dry.yaml"
     dry.write_text("trainer:\n  fast_dev_run: 1\n")
     before = tree(tmp_path)
-    run = tmp_path / "run"
-    works("fit", "--config", experiment, "--config", dry, "--data.root", sample, "--run_dir", run)
+    for verb in ("fit", "kfold"):
+        args = ["--config", experiment, "--config", dry, "--data.root", sample, "--run_dir", tmp_path / "run"]
+        works(verb, *args)
     assert tree(tmp_path) == before
 
 
@@ -384,6 +385,35 @@ def test_a_longer_run_is_the_same_as_going_on(sample, experiment, tmp_path):
     works("fit", "--run_dir", run, "--resume")
     assert rows_of(run / "metrics.csv") == rows_of(whole / "metrics.csv")
     assert same(whole / "checkpoints" / "last.ckpt", run / "checkpoints" / "last.ckpt")
+
+
+@pytest.fixture
+def unbeatable(run):
+    """A run in a folder of another name than it was made in, with a best score that no epoch will reach."""
+    last = run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    (state,) = [state for name, state in checkpoint["callbacks"].items() if "val/mse" in name]
+    assert not Path(state["best_model_path"]).is_relative_to(run)
+    low = torch.tensor(0.001)
+    state |= {"best_model_score": low, "kth_value": low, "best_k_models": {state["best_model_path"]: low}}
+    torch.save(checkpoint, last)
+    return run
+
+
+def test_a_moved_run_still_knows_its_best(unbeatable):
+    """Lightning forgets the best score when the folder has another name, and overwrites best.ckpt."""
+    best = unbeatable / "checkpoints" / "best.ckpt"
+    before = best.read_bytes()
+    works("fit", "--run_dir", unbeatable, "--resume", "--trainer.max_epochs", 4)
+    assert torch.load(unbeatable / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 3
+    assert best.read_bytes() == before
+
+
+def test_a_new_run_from_another_ones_checkpoint_has_its_own_best(unbeatable, sample, experiment, tmp_path):
+    new = tmp_path / "new"
+    args = ["--config", experiment, "--data.root", sample, "--run_dir", new, "--trainer.max_epochs", 3]
+    works("fit", *args, "--ckpt_path", unbeatable / "checkpoints" / "last.ckpt")
+    assert torch.load(new / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 2
 
 
 def test_last_checkpoint_is_of_the_last_epoch_not_of_the_best(sample, experiment, tmp_path):

@@ -14,6 +14,7 @@ from conftest import EXPERIMENT, answer, fails, works
 
 from scripts.leeml import main
 
+EARLY = "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/mse"
 NEW = "new_run"  # a run folder that must not appear
 
 
@@ -263,6 +264,7 @@ def test_a_flag_that_is_not_understood(fit, sample, tmp_path, flags, says):
         ("--trainer.accelerator nope", ["accelerator", "nope", "cpu"]),
         ("--trainer.devices cpu", ["devices", "int"]),
         ("--seed_everything -1", ["seed_everything", "-1"]),
+        (f"--trainer.limit_val_batches 0 {EARLY}", ["Early stopping", "val/mse", "let the validation run"]),
     ],
 )
 def test_a_value_that_cannot_be(fit, sample, tmp_path, flags, says):
