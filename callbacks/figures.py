@@ -61,7 +61,8 @@ class Figures(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger):
                 logger.save()
-                curves = read_metrics(Path(logger.log_dir) / "metrics.csv")
+                file = Path(logger.log_dir) / "metrics.csv"
+                curves = read_metrics(file) if file.is_file() else {}
                 loss = {k: v for k, v in curves.items() if k.split("/")[-1] in ("loss", "mse")}
                 rate = {k: v for k, v in curves.items() if k.startswith("lr-")}
                 if loss:
@@ -82,7 +83,8 @@ class Figures(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             path = folder / f"{name}.png"
-            figure.savefig(path, dpi=120)
+            figure.savefig(path.with_suffix(".part"), format="png", dpi=120)
+            path.with_suffix(".part").replace(path)
             show(trainer.loggers, name, figure, path, trainer.global_step)
 
 

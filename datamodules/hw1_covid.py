@@ -168,7 +168,9 @@ class CovidData(HomeworkData):
                     "Use the files of the model's own edition, or train a model on this one"
                 )
             if self._matrix(table)[1] != expected["features"]:
-                raise DataError(f"data.features is {self.features!r}, but the model was trained on the other kind")
+                raise DataError(
+                    f"data.features is {self.features!r}, but the model was trained on the other kind; keep it"
+                )
 
     # rows
 

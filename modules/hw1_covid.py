@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, MetricCollection
@@ -114,6 +115,13 @@ class CovidRegressor(HomeworkModule):
         state_ridge: float = math.inf,
     ) -> None:
         super().__init__(optimizer)
+        if any(width < 1 for width in hidden):
+            raise MisconfigurationException(f"model.hidden is {hidden}: expected widths of at least 1")
+        if not 0 <= dropout < 1:
+            raise MisconfigurationException(f"model.dropout is {dropout}: expected 0 or more, below 1")
+        for name, value in {"ridge": ridge, "state_ridge": state_ridge}.items():
+            if value is not None and not value > 0:
+                raise MisconfigurationException(f"model.{name} is {value}: expected a penalty above 0")
         self.save_hyperparameters(ignore=["optimizer"])
         self.ridge, self.state_ridge = ridge, state_ridge
         self.net_options: dict[str, Any] = {

@@ -277,7 +277,7 @@ def test_id_is_no_feature(folder: Path, tmp_path: Path) -> None:
     assert "id" not in found["features"]
     ids = np.random.default_rng(0).permutation(10**6)[: len(WORLD.values)].tolist()
     write_table(tmp_path / "covid.train.csv", WORLD.names, WORLD.survey, WORLD.days, WORLD.values, ids)
-    assert_same_facts(found, facts(tmp_path), but=("edition",))
+    assert_same_facts(found, facts(tmp_path), but=("edition", "held_out"))
     with pytest.raises(DataError, match="no feature 'id'"):
         facts(folder, columns=["id"])
     assert facts(folder, columns=[0])["features"][0] == "state0"

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from sklearn.linear_model import LinearRegression
 
+from datamodules.errors import DataError
 from datamodules.hw1_covid import CovidData
 from datamodules.sample import write_covid
 from modules.base import split_decay
@@ -115,3 +117,20 @@ def test_decay_reaches_neither_biases_nor_norms():
         f"net.mlp.{i}{w}" for i, w in enumerate([".linear.weight"] * 2 + [".weight"])
     ]
     assert len(decayed) + len(free) == len(names)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"fold": 1}, {"split": "grouped"}, {"folds": 4}])
+def test_a_run_is_not_scored_on_rows_it_trained_on(run, folder, change):
+    _, trainer, module, _ = run
+    same = CovidData(dir=str(folder), target="change")
+    assert trainer.validate(module, same, verbose=False)
+    with pytest.raises(DataError, match="other rows are held out"):
+        trainer.validate(module, CovidData(**({"dir": str(folder), "target": "change"} | change)), verbose=False)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"hidden": [0]}, {"hidden": [-3]}, {"dropout": 1.0}, {"ridge": 0.0}, {"state_ridge": -1.0}]
+)
+def test_settings_that_make_no_sense_are_named(bad):
+    with pytest.raises(MisconfigurationException, match=f"model.{next(iter(bad))} is"):
+        CovidRegressor(**bad)
