@@ -255,7 +255,7 @@ def test_a_flag_that_is_not_understood(fit, sample, tmp_path, flags, says):
         ("--data.folds 5000", ["covid.train.csv", "data.folds = 5000"]),
         ("--data.select f_test --data.k 1000", ["data.k is 1000", "116"]),
         ("--data.columns [nope*]", ["data.columns", "'nope*'", "hh_cmnty_cli"]),
-        ("--model.dropout 2", ["dropout", "between 0 and 1", "2.0"]),
+        ("--model.dropout 2", ["dropout", "model.dropout", "below 1", "2.0"]),
         ("--model.hidden [0]", []),
         ("--model.optimizer.lr -1", ["learning rate", "-1"]),
         ("--trainer.max_epochs -5", ["max_epochs", "-5"]),
