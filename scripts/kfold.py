@@ -3,7 +3,6 @@
 Nothing is chosen by looking at held-out rows: early stopping is dropped and the last weights are scored.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,17 +41,6 @@ def read_configs(configs: Sequence[str]) -> dict[str, Any]:
     return merged
 
 
-def without_early_stopping(config: dict[str, Any]) -> list[str]:
-    """Flags that drop the configs' EarlyStopping; none where there is none."""
-    given = (config.get("trainer") or {}).get("callbacks") or []
-    kept = [c for c in given if not (c if isinstance(c, str) else c.get("class_path", "")).endswith("EarlyStopping")]
-    return (
-        []
-        if kept == given
-        else ["--trainer.callbacks", yaml.safe_dump(kept, default_flow_style=True, width=math.inf).strip()]
-    )
-
-
 def main(args: list[str]) -> int:
     """Train all folds, in one pass where the module can, and write out-of-fold predictions, scores and submission."""
     parser = Parser(prog="leeml kfold", description=__doc__, epilog="Everything else as in leeml fit.")
@@ -70,7 +58,7 @@ def main(args: list[str]) -> int:
         if path in (c.__name__, f"{c.__module__}.{c.__name__}")
     )
     run = RunFolder(own.run_dir.absolute()) if own.run_dir else new_run(configs, "_kfold")
-    line = ["fit", *rest, *without_early_stopping(config), "--data.folds", str(own.folds), "--run_dir"]
+    line = ["fit", *rest, "--data.folds", str(own.folds), "--run_dir"]
     if together:
         plans = [[*line, str(run.path), "--data.fold", "null"]]
     else:
@@ -79,7 +67,7 @@ def main(args: list[str]) -> int:
     test: list[np.ndarray] = []
     no_test: DataError | None = None
     for plan in plans:
-        cli = run_cli(plan)
+        cli = run_cli(plan, early_stopping=False)
         held.append(predict_rows(cli, cli.datamodule.val_dataloader()))
         try:
             cli.datamodule.setup("predict")

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -86,7 +86,8 @@ def known_classes() -> None:
 class LeemlCLI(LightningCLI):
     """LightningCLI whose runs have a folder and whose checkpoints never override the user's flags."""
 
-    def __init__(self, args: list[str], run: RunFolder, output: str | None = None) -> None:
+    def __init__(self, args: list[str], run: RunFolder, output: str | None = None, early_stopping: bool = True) -> None:
+        self.early_stopping = early_stopping
         self.run, self.output, self.verb = run, output, args[0]
         known_classes()
         super().__init__(
@@ -162,7 +163,10 @@ class LeemlCLI(LightningCLI):
             given["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), RunCheckpointIO()]
         if self.subcommand == "predict":
             always.append(Submission(self.output))
-        given["callbacks"] = [*(given.get("callbacks") or []), *always]
+        chosen = given.get("callbacks") or []
+        if not self.early_stopping:
+            chosen = [callback for callback in chosen if not isinstance(callback, EarlyStopping)]
+        given["callbacks"] = [*chosen, *always]
         try:
             trainer = super().instantiate_trainer(logger=loggers, **kwargs)
             if fit:
@@ -375,7 +379,7 @@ def _no_tips(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
 
 
-def run_cli(args: list[str]) -> LeemlCLI:
+def run_cli(args: list[str], early_stopping: bool = True) -> LeemlCLI:
     """Run fit, validate, test or predict; what went wrong before training leaves nothing behind."""
     for noise in NOISE:
         warnings.filterwarnings("ignore", message=noise)
@@ -390,7 +394,7 @@ def run_cli(args: list[str]) -> LeemlCLI:
     try:
         if args[0] == "fit":
             os.environ["LEEML_RUN_DIR"] = str(run.path)  # for the processes that DDP starts
-        cli = LeemlCLI(line, run, output)
+        cli = LeemlCLI(line, run, output, early_stopping)
         done = not cli.trainer.fast_dev_run  # type: ignore[attr-defined]
         return cli
     except UsageError as error:
