@@ -1,7 +1,9 @@
 # Two commands on a fresh machine: `make train` and `make test`. Each line is one that a person could type.
 HW ?= hw1_covid
 LEVEL ?= medium
-RUN ?= runs/$(HW)/$(LEVEL)/$(shell date +%Y-%m-%d_%H-%M-%S)
+ifndef RUN
+RUN := runs/$(HW)/$(LEVEL)/$(shell date +%Y-%m-%d_%H-%M-%S)
+endif
 PYTHON ?= python3
 BIN = .venv/bin
 

@@ -26,7 +26,6 @@ class CovidNet(nn.Module):
         skip: Add a linear path beside the perceptron, its coefficients free to differ from state to state.
     """
 
-    used: Tensor
     shift: Tensor
     inverse: Tensor
     target_mean: Tensor
@@ -45,7 +44,7 @@ class CovidNet(nn.Module):
         super().__init__()
         members, features = facts["used"].shape
         self.anchor: int | None = facts["anchor"]
-        self.register_buffer("used", facts["used"].unsqueeze(1))
+        self.used = facts["used"].unsqueeze(1)  # no buffer: averaging weights would average the numbers, too
         self.register_buffer("inverse", 1 / facts["scale"].unsqueeze(1))
         self.register_buffer("shift", -facts["mean"].unsqueeze(1) * self.inverse)
         for name in ("target_mean", "target_scale"):
@@ -59,7 +58,7 @@ class CovidNet(nn.Module):
 
     def standardise(self, x: Tensor) -> Tensor:
         """The features each member uses, (M, B, C) -> (M, B, D), by its own fold's mean and scale."""
-        chosen = x if self.all_used else x.gather(2, self.used.expand(-1, x.shape[1], -1))
+        chosen = x if self.all_used else x.gather(2, self.used.to(x.device).expand(-1, x.shape[1], -1))
         return torch.addcmul(self.shift, chosen, self.inverse)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,7 +80,7 @@ class CovidNet(nn.Module):
                 self.skip.shared[m], self.skip.by_context[m] = self.skip.shared[m - 1], self.skip.by_context[m - 1]
                 continue
             index = torch.from_numpy(chosen).to(x.device)
-            features = x[index][:, self.used[m, 0]]
+            features = x[index][:, self.used[m, 0].to(x.device)]
             z = torch.addcmul(self.shift[m], features, self.inverse[m])
             target = ((y - base)[index] - self.target_mean[m]) / self.target_scale[m]
             self.skip.fit(m, z, target, ridge, state_ridge)
@@ -143,8 +142,16 @@ class CovidRegressor(HomeworkModule):
 
     def on_fit_start(self) -> None:
         """Solve the linear path in closed form, unless the run is a resumed one."""
-        if self.ridge is not None and self.trainer.global_step == 0:
-            loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+        loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+        if self.net_options["batch_norm"]:
+            if self.trainer.world_size > 1:
+                raise MisconfigurationException("model.batch_norm needs one process: each would see half of a batch")
+            if loader.sampler.length % loader.sampler.batch_size == 1:
+                raise MisconfigurationException(
+                    f"data.batch_size {loader.sampler.batch_size} leaves a last batch of one row, which batch norm "
+                    "cannot use; choose another size"
+                )
+        if self.net.skip is not None and self.ridge is not None and not self.net.skip.shared.any():
             parts = loader.dataset.parts
             self.net.fit_skip(parts["x"], parts["y"], loader.sampler.rows, self.ridge, self.state_ridge)
 

@@ -58,7 +58,17 @@ def main(args: list[str]) -> int:
         if path in (c.__name__, f"{c.__module__}.{c.__name__}")
     )
     run = RunFolder(own.run_dir.absolute()) if own.run_dir else new_run(configs, "_kfold")
-    line = ["fit", *rest, "--data.folds", str(own.folds), "--run_dir"]
+    line = [
+        "fit",
+        *rest,
+        "--trainer.devices",
+        "1",
+        "--trainer.strategy",
+        "auto",
+        "--data.folds",
+        str(own.folds),
+        "--run_dir",
+    ]
     if together:
         plans = [[*line, str(run.path), "--data.fold", "null"]]
     else:

@@ -164,6 +164,7 @@ class LeemlCLI(LightningCLI):
         if self.subcommand == "predict":
             always.append(Submission(self.output))
         chosen = given.get("callbacks") or []
+        chosen = chosen if isinstance(chosen, list) else [chosen]
         if not self.early_stopping:
             chosen = [callback for callback in chosen if not isinstance(callback, EarlyStopping)]
         given["callbacks"] = [*chosen, *always]

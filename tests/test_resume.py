@@ -37,7 +37,12 @@ def fit(folder, where, stop=None, ckpt=None):
         dir=str(folder), batch_size=500, members=2, target="change"
     )  # 5 steps an epoch, the last one short
     module = CovidRegressor(
-        functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1), [8], dropout=0.3, batch_norm=True
+        functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1),
+        [8],
+        dropout=0.3,
+        batch_norm=True,
+        ridge=3.0,
+        state_ridge=100.0,
     )
     callbacks = [
         WarmupScheduler("cosine", warmup=4),
