@@ -134,3 +134,9 @@ def test_a_run_is_not_scored_on_rows_it_trained_on(run, folder, change):
 def test_settings_that_make_no_sense_are_named(bad):
     with pytest.raises(MisconfigurationException, match=f"model.{next(iter(bad))} is"):
         CovidRegressor(**bad)
+
+
+def test_no_buffer_holds_numbers_of_features(run):
+    """Averaged weights average buffers, too: 0.9 n + 0.1 n may be cut down to n - 1."""
+    _, _, module, _ = run
+    assert not [name for name, b in module.net.named_buffers() if not b.is_floating_point()]
