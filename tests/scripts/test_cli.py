@@ -311,7 +311,7 @@ def test_commands_of_the_readme_parse(line, run, data, monkeypatch):
             words = [*parsed, "--print_config"]
     elif verb == "kfold":
 
-        def parse_only(args):
+        def parse_only(args, early_stopping=True):
             assert answer(*args, "--print_config").code == 0
             raise Parsed
 
