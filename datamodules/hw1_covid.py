@@ -1,5 +1,6 @@
 """HW1: predict the share of positive COVID-19 tests from surveys of the last days (course files of 2021 to 2023)."""
 
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -111,9 +112,8 @@ class CovidData(HomeworkData):
         """Download one edition, or all three, into folder/<edition>."""
         if edition is not None and edition not in PUBLISHED:
             raise DataError(f"no edition {edition!r} of {cls.homework} was published, there are {', '.join(PUBLISHED)}")
-        return [
-            path for year, files in PUBLISHED.items() if edition in (None, year) for path in fetch(files, folder / year)
-        ]
+        years = [edition] if edition else PUBLISHED
+        return fetch([replace(f, name=f"{year}/{f.name}") for year in years for f in PUBLISHED[year]], folder)
 
     def prepare_data(self) -> None:
         """Nothing to prepare: the files are read as they are."""

@@ -79,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         text = None if os.environ.get("LEEML_DEBUG") else explain(error)
         if text is None:
             raise
-        print(f"leeml: error: {' '.join(text.split())}", file=sys.stderr)
+        lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+        print(f"leeml: error: {'; '.join(lines)}", file=sys.stderr)
         return 2 if type(error).__name__ == "UsageError" else 1
 
 
