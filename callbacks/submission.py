@@ -61,6 +61,3 @@ class Submission(BasePredictionWriter):
             return
         path = self.path or Path(trainer.default_root_dir) / "submission.csv"
         write_csv(path, header, rows)
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_table"):
-                logger.log_table(key="predictions", columns=header, data=rows)

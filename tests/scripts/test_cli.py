@@ -233,7 +233,7 @@ def test_relative_folders_are_kept_whole(data, experiment, tmp_path):
     args = ["--config", "my.yaml", "--data.root", "../data", "--run_dir", "run", "--trainer.max_epochs", 1]
     works("fit", *args)
     os.chdir(tmp_path)
-    works("test", "--run_dir", "here/run")
+    assert "test/mse" in works("test", "--run_dir", "here/run").out
 
 
 # every config
