@@ -13,6 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
 
+from callbacks.files import whole
+
 
 @runtime_checkable
 class Draws(Protocol):
@@ -80,11 +82,10 @@ class Figures(Callback):
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.default_root_dir) / "figures"
-        folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             path = folder / f"{name}.png"
-            figure.savefig(path.with_suffix(".part"), format="png", dpi=120)
-            path.with_suffix(".part").replace(path)
+            with whole(path) as scratch:
+                figure.savefig(scratch, format="png", dpi=120)
             show(trainer.loggers, name, figure, path, trainer.global_step)
 
 

@@ -85,8 +85,8 @@ class HomeworkData(LightningDataModule, ABC):
         """Download what the course published into folder/<edition>; returns the files."""
 
     @classmethod
-    def prepare(cls, folder: Path) -> list[Path]:
-        """Turn raw files into the course's layout; most homeworks read their files as they are."""
+    def prepare(cls, folder: Path, source: Path | None = None) -> list[Path]:
+        """Turn raw files (of `source`, else of the folder) into the course's layout below `folder`."""
         raise DataError(f"{cls.homework} needs no preparation: its files are read as they are")
 
     @abstractmethod
@@ -100,7 +100,7 @@ class HomeworkData(LightningDataModule, ABC):
     @staticmethod
     @abstractmethod
     def score(true: np.ndarray, predicted: np.ndarray) -> float:
-        """The course's measure over a set of rows."""
+        """The course's measure over a set of rows, of what `decide` returns."""
 
     @abstractmethod
     def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
@@ -152,6 +152,28 @@ class HomeworkData(LightningDataModule, ABC):
             f"`leeml data fetch {self.homework}`; or `leeml data sample {self.homework}` for a small generated set. "
             f"Data elsewhere: --data.root DIR or LEEML_DATA"
         )
+
+    def decide(self, predictions: np.ndarray) -> np.ndarray:
+        """What the course asks for, from the module's predictions or a mean of several (classes from probabilities)."""
+        return predictions
+
+    def rank(self) -> tuple[int, int]:
+        """This process and the number of them.
+
+        Raises:
+            DataError: Lightning would share the rows out a second time.
+        """
+        if self.trainer is None:
+            return 0, 1
+        if self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise DataError(
+                "set trainer.use_distributed_sampler to false: these loaders share rows out over ranks themselves"
+            )
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def model_facts(self) -> Facts | None:
+        """The facts of a trained module, which the files at hand must fit."""
+        return getattr(self.trainer and self.trainer.lightning_module, "facts", None)
 
     def chosen_folds(self) -> list[Fold]:
         """The folds this run trains on: the one named by `fold`, or all of them for a one-pass k-fold run."""

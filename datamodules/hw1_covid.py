@@ -140,12 +140,9 @@ class CovidData(HomeworkData):
             if stage != "test" or self.test is None or self.test.target is None:
                 self._check_split(self.train)
 
-    def _model_facts(self) -> Facts | None:
-        return getattr(self.trainer and self.trainer.lightning_module, "facts", None)
-
     def _check_split(self, table: CovidTable) -> None:
         """A trained module may only be scored on, or trained further with, the rows that its run held out."""
-        expected = self._model_facts()
+        expected = self.model_facts()
         assert self.facts is not None
         if expected is not None and not torch.equal(expected["held_out"], self.facts["held_out"]):
             raise DataError(
@@ -155,7 +152,7 @@ class CovidData(HomeworkData):
 
     def _check_model(self) -> None:
         """A trained module must find its own features in these files."""
-        expected = self._model_facts()
+        expected = self.model_facts()
         for table in (self.train, self.test):
             if expected is None or table is None:
                 continue
@@ -296,11 +293,7 @@ class CovidData(HomeworkData):
     def train_dataloader(self) -> DataLoader:
         """Batches x (M, B, C), y (M, B) of M members."""
         assert self.train is not None
-        rank, world = self._rank()
-        if world > 1 and self.trainer and self.trainer._accelerator_connector.use_distributed_sampler:
-            raise DataError(
-                "set trainer.use_distributed_sampler to false: these loaders share rows out over ranks themselves"
-            )
+        rank, world = self.rank()
         rows = [fold.train for fold in self.chosen_folds() for _ in range(self.members)]
         return ResumableLoader(
             self._rows(self.train), MemberBatchSampler(rows, self.batch_size, self.seed, rank, world)
@@ -332,12 +325,8 @@ class CovidData(HomeworkData):
 
     def _whole(self, rows: CovidRows, which: Tensor) -> DataLoader:
         """One batch a rank: every world-th row, so that each row is seen once."""
-        rank, world = self._rank()
+        rank, world = self.rank()
         return DataLoader(rows, sampler=[which[rank::world]], batch_size=None)
-
-    def _rank(self) -> tuple[int, int]:
-        """This process and the number of them."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def labels(self, rows: np.ndarray) -> tuple[list[int], np.ndarray]:
         """Ids and targets (N,) in percent of training rows."""

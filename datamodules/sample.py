@@ -6,8 +6,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from datamodules.errors import DataError
+from datamodules.image_folder import PART_OF, has_images
 
 STATES = [
     "AL", "AK", "AZ", "AR", "CA", "CO", "CT", "FL", "GA", "ID", "IL", "IN", "IA", "KS", "KY", "LA", "MD", "MA",
@@ -20,6 +22,7 @@ SURVEY = [
     "worried_finances", "tested_positive",
 ]  # fmt: skip
 DAYS, WINDOWS, TRAIN_ROWS = 5, 102, 2699
+FOODS, FOOD_IMAGES = 11, {"training": 24, "validation": 6, "test": 4}  # images a class
 
 
 def _smooth(noise: np.ndarray, days: int) -> np.ndarray:
@@ -69,3 +72,49 @@ def write_covid(folder: Path, seed: int = 0) -> list[Path]:
                     )
         folder.mkdir(exist_ok=True)
         return [Path(shutil.move(Path(scratch) / name, folder / name)) for name in parts]
+
+
+def _dish(rng: np.random.Generator, food: int) -> Image.Image:
+    """A lobed, striped shape on a blurred ground; lobes, stripes and hue tell the food, none of them for certain."""
+    height, width = rng.integers(144, 177, 2).tolist()
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    scale = rng.uniform(0.28, 0.42) * min(height, width)
+    x, y = (x - width * rng.uniform(0.38, 0.62)) / scale, (y - height * rng.uniform(0.38, 0.62)) / scale
+    turn = rng.uniform(0, 2 * np.pi)
+    angle = np.arctan2(y, x) + turn
+    edge = 1 + 0.35 * np.cos((2 + food % 4) * angle)
+    inside = np.clip((edge - np.hypot(x, y)) * 8, 0, 1)
+    pitch = 4 + 5 * (food % 3) + rng.normal(0, 0.8)
+    stripes = np.sin(pitch * (x * np.cos(turn) + y * np.sin(turn)))
+    hue = (food / FOODS + rng.normal(0, 0.035)) % 1
+    value = 0.75 + 0.2 * stripes + rng.normal(0, 0.05)
+    dish = np.stack([np.full_like(x, hue), np.full_like(x, rng.uniform(0.5, 0.9)), value], -1)
+    ground = rng.uniform(0, 255, (4, 4, 3)).astype(np.uint8)
+    rgb = Image.fromarray((dish.clip(0, 1) * 255).astype(np.uint8), "HSV").convert("RGB")
+    mixed = np.asarray(Image.fromarray(ground).resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    noise = 12 * rng.standard_normal((height, width, 1), np.float32)
+    mixed = mixed + inside[..., None] * (np.asarray(rgb) - mixed) + noise
+    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
+
+
+def write_food(folder: Path, seed: int = 0) -> list[Path]:
+    """Write training/, validation/ and test/ as in 2022, and return these folders: 11 classes, 264 + 66 + 44 JPEG.
+
+    Training and validation are named <class>_<number>.jpg, the unlabelled test images 0001.jpg and so on.
+    """
+    rng = np.random.default_rng(seed)
+    there = [path for path in sorted(folder.iterdir()) if path.name.lower() in PART_OF] if folder.is_dir() else []
+    if there or has_images(folder):
+        raise DataError(f"{there[0] if there else folder}: images are here already; they are left as they are")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        for part, count in FOOD_IMAGES.items():
+            (Path(scratch) / part).mkdir()
+            names = [(food, f"{food}_{number}.jpg") for food in range(FOODS) for number in range(count)]
+            if part == "test":
+                foods = rng.permutation([food for food, _ in names]).tolist()
+                names = [(food, f"{number:04d}.jpg") for number, food in enumerate(foods, start=1)]
+            for food, name in names:
+                _dish(rng, food).save(Path(scratch) / part / name, quality=88)
+        folder.mkdir(exist_ok=True)
+        return [Path(shutil.move(Path(scratch) / part, folder / part)) for part in FOOD_IMAGES]

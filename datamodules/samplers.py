@@ -50,6 +50,20 @@ class MemberBatchSampler(Sampler[torch.Tensor]):
             yield batch[:, self.rank :: self.world_size]
 
 
+class EpochBatchSampler(MemberBatchSampler):
+    """The same row numbers together with the epoch, (epoch, (M, B)), for data whose noise changes from epoch to epoch.
+
+    A last batch too small to give every rank a row is left out.
+    """
+
+    def __len__(self) -> int:
+        return super().__len__() - (0 < self.length % self.batch_size < self.world_size)
+
+    def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:  # type: ignore[override]
+        for rows in super().__iter__():
+            yield self.epoch, rows
+
+
 class ResumableLoader(DataLoader):
     """A DataLoader over whole batches that goes on after the last batch it gave (Lightning saves its state).
 

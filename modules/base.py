@@ -116,8 +116,9 @@ class HomeworkModule(LightningModule):
         self._train_loss, self._train_steps = torch.zeros_like(self._train_loss), 0
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the facts in, so that the checkpoint is whole."""
+        """Put the facts in, so that the checkpoint is whole, and in the middle of an epoch the losses so far."""
         checkpoint["homework"], checkpoint["facts"] = self.homework, self.facts
+        checkpoint["train_loss"] = self._train_loss, self._train_steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build from the checkpoint's facts where the data has not told them.
@@ -130,3 +131,4 @@ class HomeworkModule(LightningModule):
             raise MisconfigurationException(f"this is a checkpoint of {found}, the model is of {self.homework}")
         if self.facts is None:
             self._use(checkpoint["facts"])
+        self._train_loss, self._train_steps = checkpoint["train_loss"]

@@ -51,6 +51,8 @@ def main(args: list[str]) -> int:
             sub.add_argument("--if_empty", action="store_true", help="do nothing where the homework has data already")
         if verb == "fetch":
             sub.add_argument("--edition", help="2021, 2022 or 2023 (default: all)")
+        if verb == "prepare":
+            sub.add_argument("--source", type=Path, help="file or folder with the raw data (default: the data folder)")
     own = parser.parse_args(args[1:])
     cls = data_class(own.homework)
     from datamodules.base import default_root
@@ -66,7 +68,7 @@ def main(args: list[str]) -> int:
     elif own.verb == "fetch":
         files = cls.fetch(folder, own.edition)
     else:
-        files = cls.prepare(folder)
+        files = cls.prepare(folder, own.source and own.source.expanduser())
     for path in files:
         print(path)
     return 0

@@ -24,8 +24,9 @@ from scripts.train import LeemlCLI, find_config, known_classes, new_run, own_fla
 def predict_rows(cli: LeemlCLI, loader: Any) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers and predictions of a loader's rows, by the weights in memory."""
     quiet = Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, default_root_dir=cli.trainer.default_root_dir,
+        accelerator=cli.trainer.accelerator, devices=1, precision=cli.trainer.precision, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        default_root_dir=cli.trainer.default_root_dir,
     )  # fmt: skip
     batches: Sequence[Any] = quiet.predict(cli.model, dataloaders=loader) or []
     rows = torch.cat([b["row"] for b in batches]).cpu().numpy()
@@ -51,24 +52,16 @@ def main(args: list[str]) -> int:
     configs = [find_config(c) for c in own_flags().parse_known_args(rest)[0].config]
     config = read_configs(configs)
     known_classes()
-    path = (config.get("model") or {}).get("class_path", "")
+    models = Parser(add_help=False)
+    models.add_argument("--model", default=(config.get("model") or {}).get("class_path", ""))
+    path = models.parse_known_args(rest)[0].model
     together = not own.one_by_one and any(
         c.members_in_one_pass
         for c in HomeworkModule.__subclasses__()
         if path in (c.__name__, f"{c.__module__}.{c.__name__}")
     )
     run = RunFolder(own.run_dir.absolute()) if own.run_dir else new_run(configs, "_kfold")
-    line = [
-        "fit",
-        *rest,
-        "--trainer.devices",
-        "1",
-        "--trainer.strategy",
-        "auto",
-        "--data.folds",
-        str(own.folds),
-        "--run_dir",
-    ]
+    line = ["fit", *rest, "--trainer.devices=1", "--trainer.strategy=auto", f"--data.folds={own.folds}", "--run_dir"]
     if together:
         plans = [[*line, str(run.path), "--data.fold", "null"]]
     else:
@@ -99,7 +92,7 @@ def report(run: RunFolder, data: HomeworkData, rows: np.ndarray, predicted: np.n
     for number, part in enumerate(data.split()):
         fold[part.val] = number
     order = np.argsort(rows)
-    rows, predicted = rows[order], predicted[order]
+    rows, predicted = rows[order], data.decide(predicted[order])
     ids, true = data.labels(rows)
     write_csv(
         run.path / "out_of_fold.csv",

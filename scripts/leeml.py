@@ -72,8 +72,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         return importlib.import_module(f"scripts.{VERBS[args[0]][0]}").main(args)
-    except KeyboardInterrupt:
-        print("leeml: stopped", file=sys.stderr)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        print("leeml: stopped", file=sys.stderr)  # Lightning makes a SystemExit of Ctrl-C
         return 130
     except Exception as error:
         text = None if os.environ.get("LEEML_DEBUG") else explain(error)

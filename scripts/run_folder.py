@@ -4,11 +4,7 @@ import csv
 import io
 import json
 import logging
-import math
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,12 +12,11 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from callbacks.files import write_text
 from datamodules.base import PROJECT
 from datamodules.errors import DataError
 
@@ -82,7 +77,7 @@ class RunFolder:
 
     def add_scores(self, new: dict[str, Any]) -> None:
         """Put scores beside the earlier ones."""
-        write_whole(self.scores, json.dumps(self.read_scores() | new, indent=2) + "\n")
+        write_text(self.scores, json.dumps(self.read_scores() | new, indent=2) + "\n")
 
 
 LOGGED = ("lightning.pytorch", "lightning.fabric", "leeml", "py.warnings")  # loggers that log.txt records
@@ -110,26 +105,6 @@ def close_log() -> None:
             logging.captureWarnings(False)
             logging.getLogger(name).removeHandler(handler)
             handler.close()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    with _whole(path) as scratch:
-        scratch.write_text(text, encoding="utf-8", newline="")
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its place at the end."""
-    scratch = path.with_name(f".{path.name}.part")
-    try:
-        yield scratch
-        os.replace(scratch, path)
-    except BaseException as error:
-        scratch.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # names the file that was wanted, not the one beside it
-            error.filename, error.filename2 = str(path), None
-        raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -197,7 +172,7 @@ class _Metrics(ExperimentWriter):
         writer = csv.DictWriter(text, self.metrics_keys, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(Path(self.metrics_file_path), text.getvalue())
+        write_text(Path(self.metrics_file_path), text.getvalue())
 
 
 class RunCSVLogger(CSVLogger):
@@ -218,70 +193,6 @@ class RunCSVLogger(CSVLogger):
         """Nothing: config.yaml holds them, and more."""
 
 
-class RunCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints beside their place and renames them.
-
-    Lightning's own writes to the system's temporary folder first, and moves from there: between two disks that is a
-    copy, and a crash leaves half a checkpoint.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint that appears whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        memory = io.BytesIO()  # torch's own file writer turns a full disk into a RuntimeError
-        torch.save(checkpoint, memory)
-        with _whole(path) as scratch:
-            scratch.write_bytes(memory.getbuffer())
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """ModelCheckpoint that still knows the best score when the run's folder has been moved."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state over, with the paths of this folder, if the best checkpoint lies in it."""
-        folder, best = Path(self.dirpath or ""), state_dict["best_model_path"]
-        if best and (folder / Path(best).name).is_file():
-            here = {k: v and str(folder / Path(v).name) for k, v in state_dict.items() if k.endswith("_path")}
-            models = {str(folder / Path(k).name): v for k, v in state_dict["best_k_models"].items()}
-            state_dict = state_dict | here | {"best_k_models": models, "dirpath": self.dirpath}
-        super().load_state_dict(state_dict)
-
-
-class LastCheckpoint(Checkpoint):
-    """Keeps checkpoints/last.ckpt, where --resume goes on: after the first epoch, every few seconds, and at the end.
-
-    It comes after all other callbacks, so that it holds what they know of the epoch, such as the best score.
-    (ModelCheckpoint's `save_last` writes it only when the score has improved.)
-
-    Args:
-        run: The run's folder.
-        seconds: An epoch's end writes it only when so much time has passed.
-    """
-
-    def __init__(self, run: RunFolder, seconds: float = 10.0) -> None:
-        self.path, self.seconds = run.checkpoints / "last.ckpt", seconds
-        self._saved = -math.inf
-        self._step = -1
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save if it is time (the first rank's clock counts), and the final state."""
-        due = trainer.strategy.broadcast(time.monotonic() - self._saved > self.seconds)
-        if due or trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
-            self._save(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the final state if the run ended in another way (too late for averaged weights to go on from)."""
-        if trainer.global_step != self._step:
-            self._save(trainer)
-
-    def _save(self, trainer: Trainer) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        trainer.save_checkpoint(self.path, weights_only=False)
-        self._saved, self._step = time.monotonic(), trainer.global_step
-
-
 class RunRecord(Callback):
     """Writes config.yaml when training really begins, and puts it into every checkpoint.
 
@@ -296,7 +207,7 @@ class RunRecord(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the resolved configuration."""
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            write_whole(self.run.config, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
+            write_text(self.run.config, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint alone is enough to predict."""

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 import callbacks
 import datamodules
 import modules
+from callbacks.checkpoints import BestCheckpoint, LastCheckpoint, RunCheckpointIO
 from callbacks.figures import Figures
 from callbacks.progress import RunProgress
 from callbacks.submission import Submission
@@ -34,9 +35,6 @@ from modules.base import HomeworkModule
 from scripts.mistakes import Parser as MistakeParser
 from scripts.mistakes import UsageError, check_yaml, reword
 from scripts.run_folder import (
-    BestCheckpoint,
-    LastCheckpoint,
-    RunCheckpointIO,
     RunCSVLogger,
     RunFolder,
     RunRecord,
@@ -171,7 +169,7 @@ class LeemlCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(logger=loggers, **kwargs)
             if fit:
-                trainer.callbacks.append(LastCheckpoint(self.run))  # type: ignore[attr-defined]
+                trainer.callbacks.append(LastCheckpoint(self.run.checkpoints / "last.ckpt"))  # type: ignore[attr-defined]
             return trainer
         except MisconfigurationException as error:
             if "backend found" in str(error) or "not available on your machine" in str(error):

@@ -14,15 +14,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from conftest import answer, tree, works
 
+from callbacks.checkpoints import LastCheckpoint
 from scripts import kfold
 from scripts.data import data_class, homeworks
-from scripts.run_folder import LastCheckpoint, RunFolder
+from scripts.run_folder import RunFolder
 from scripts.train import plan, run_cli
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -428,12 +430,14 @@ def test_last_checkpoint_is_of_the_last_epoch_not_of_the_best(sample, experiment
 def test_last_checkpoint_is_written_as_often_as_it_should(tmp_path):
     class Trainer:
         fast_dev_run, should_stop, max_epochs, current_epoch, global_step = False, False, 9, 0, 0
+        world_size, log_every_n_steps = 1, 50
         saved, strategy = 0, type("S", (), {"broadcast": staticmethod(lambda value: value)})
 
         def save_checkpoint(self, path, weights_only):
             self.saved += 1
 
-    trainer, often = Trainer(), LastCheckpoint(RunFolder(tmp_path), seconds=1000)
+    trainer, often = Trainer(), LastCheckpoint(tmp_path / "last.ckpt", seconds=1000)
+    often.on_train_start(trainer, None)
     counts = []
     for epoch in range(9):
         trainer.current_epoch, trainer.global_step = epoch, epoch + 1
@@ -445,6 +449,23 @@ def test_last_checkpoint_is_written_as_often_as_it_should(tmp_path):
     trainer.global_step += 1  # ended within an epoch
     often.on_train_end(trainer, None)
     assert trainer.saved == 3
+
+
+@pytest.mark.parametrize(("world_size", "step", "saves"), [(1, 7, True), (2, 7, False), (2, 50, True)])
+def test_last_checkpoint_is_written_within_a_long_epoch(tmp_path, monkeypatch, world_size, step, saves):
+    saved = []
+    strategy = SimpleNamespace(broadcast=lambda value: value)
+    trainer = SimpleNamespace(
+        fast_dev_run=False, global_step=0, world_size=world_size, log_every_n_steps=50, strategy=strategy,
+        save_checkpoint=lambda path, weights_only: saved.append(trainer.global_step),
+    )  # fmt: skip
+    clock = [0.0]
+    monkeypatch.setattr("callbacks.checkpoints.time.monotonic", lambda: clock[0])
+    often = LastCheckpoint(tmp_path / "last.ckpt", seconds=10)
+    often.on_train_start(trainer, None)
+    for clock[0], trainer.global_step in [(9.0, step - 1), (11.0, 0), (11.0, step), (12.0, step), (13.0, 2 * step)]:
+        often.on_train_batch_end(trainer, None, None, None, 0)
+    assert saved == [step] * saves  # not before its time, not within an accumulated step, not again at once
 
 
 # k-fold

@@ -1,0 +1,257 @@
+"""HW3: classification of food photos, with what the course hints at: augmentation, mixing, TTA, pseudo-labels."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from modules.base import HomeworkModule
+from modules.mixing import cutmix, mixup
+from modules.nets.grad_cam import grad_cam
+from modules.nets.resnet import ResNet
+from modules.pictures import class_accuracy, confusion_matrix, embedding, filters, heatmaps, sheet
+
+KEPT = 512  # judged images kept for the pictures
+WORST = 24  # mistakes on a sheet
+
+
+class FoodClassifier(HomeworkModule):
+    """Cross-entropy over classes, on images uint8 that are normalised on the device.
+
+    Args:
+        optimizer: See HomeworkModule.
+        net: Called with num_classes: a class of modules.nets by class_path, or any model of torchvision, such as
+            torchvision.models.efficientnet_b0 (its name alone; without pretrained weights, as the course demands).
+        label_smoothing: Share of the target spread evenly over all classes (Szegedy et al. 2016, arXiv 1512.00567).
+        mixup: Alpha of mixup, 0 for none (see modules/mixing.py).
+        cutmix: Alpha of CutMix; with both, each batch takes one of them by chance.
+        pseudo_threshold: Confidence from which the class that the network sees in an unlabelled image counts as its
+            label (FixMatch, Sohn et al. 2020, arXiv 2001.07685; needs data.unlabelled).
+        pseudo_weight: Weight of the loss on unlabelled images.
+    """
+
+    homework: ClassVar[str] = "hw3_food"
+    monitor: ClassVar[str] = "val/accuracy"
+    mode: ClassVar[str] = "max"
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        net: Callable[..., nn.Module] = ResNet,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        pseudo_threshold: float = 0.95,
+        pseudo_weight: float = 1.0,
+    ) -> None:
+        super().__init__(optimizer)
+        for name, value in {"mixup": mixup, "cutmix": cutmix, "pseudo_weight": pseudo_weight}.items():
+            if value < 0:
+                raise MisconfigurationException(f"model.{name} is {value}: expected 0 or more")
+        for name, value in {"label_smoothing": label_smoothing, "pseudo_threshold": pseudo_threshold}.items():
+            if not 0 <= value < 1:
+                raise MisconfigurationException(f"model.{name} is {value}: expected 0 or more, below 1")
+        if isinstance(net, nn.Module):
+            raise MisconfigurationException(
+                "model.net is a finished network, but the number of classes comes from the data: name the function "
+                "alone, as in net: torchvision.models.efficientnet_b0"
+            )
+        self.save_hyperparameters(ignore=["optimizer", "net"])
+        self.new_net = net
+        self.label_smoothing, self.mixup, self.cutmix = label_smoothing, mixup, cutmix
+        self.pseudo_threshold, self.pseudo_weight = pseudo_threshold, pseudo_weight
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._images: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        self._worst: list[tuple[float, int, int, Tensor]] = []
+        self.mean: Tensor
+        self.deviation: Tensor
+
+    def build(self, facts: dict[str, Any]) -> None:
+        """Create the network and the metrics for so many classes."""
+        self.classes = count = len(facts["classes"])
+        self.net = self.new_net(num_classes=count).to(memory_format=torch.channels_last)
+        self.register_buffer("mean", 255 * facts["mean"].view(3, 1, 1), persistent=False)  # the facts keep them
+        self.register_buffer("deviation", 255 * facts["deviation"].view(3, 1, 1), persistent=False)
+        metrics = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(count, average="micro"),
+                "class_accuracy": MulticlassAccuracy(count, average="macro"),
+            }
+        )
+        self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.train_accuracy = MulticlassAccuracy(count, average="micro")
+        self.confusion = MulticlassConfusionMatrix(count)
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Images uint8 (..., 3, H, W) as the network takes them: floats, channels last."""
+        return (x.to(self.mean.dtype) - self.mean) / self.deviation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores of images uint8, (B, 3, H, W) -> (B, C)."""
+        return self.net(self.normalised(x))
+
+    # training
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Mean cross-entropy over the labelled images, plus that over confident unlabelled ones."""
+        x, y = self.normalised(batch["x"]), batch["y"]
+        target = F.one_hot(y, self.classes).to(x.dtype)
+        mixing = self.mixup > 0 or self.cutmix > 0
+        if mixing:
+            use_cutmix = self.cutmix > 0 and (self.mixup == 0 or bool(torch.rand(()) < 0.5))
+            x, target = cutmix(x, target, self.cutmix) if use_cutmix else mixup(x, target, self.mixup)
+        if "weak" in batch:
+            logits, extra = self._pseudo_labelled(x, batch)
+        else:
+            logits, extra = self.net(x), torch.zeros((), device=x.device)
+        losses = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing, reduction="sum")
+        if not mixing:
+            self.train_accuracy.update(logits, y)
+            self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(y))
+        return self.track(self.global_mean(losses, len(y)) + self.pseudo_weight * extra)
+
+    def _pseudo_labelled(self, x: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Scores of the labelled images, and the FixMatch loss (eq. 4): the strong view must look like the weak one.
+
+        The pseudo-label is given in evaluation mode, so that neither dropout nor the batch's statistics blur it.
+        """
+        self.net.eval()
+        with torch.no_grad():
+            sure, label = self(batch["weak"]).softmax(1).max(1)
+        self.net.train()
+        logits = self.net(torch.cat([x, self.normalised(batch["strong"])]))
+        kept = (sure >= self.pseudo_threshold).to(logits.dtype)
+        losses = F.cross_entropy(logits[len(x) :], label, reduction="none") * kept
+        self.log("train/pseudo_labelled", kept.mean(), on_step=False, on_epoch=True, batch_size=len(kept))
+        return logits[: len(x)], self.global_mean(losses.sum(), len(kept))
+
+    # judging
+
+    def scores(self, batch: dict[str, Tensor]) -> Tensor:
+        """Class scores (B, C); with augmented views the course's formula: half the plain image's, half their mean."""
+        plain = self(batch["x"])
+        if "views" not in batch:
+            return plain
+        views = batch["views"]  # (B, K, 3, H, W)
+        each = self(views.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        return 0.5 * plain + 0.5 * each.view(*views.shape[:2], -1).mean(1)
+
+    def _evaluate(self, batch: dict[str, Tensor], metrics: MetricCollection, loss: MeanMetric, name: str) -> None:
+        logits, y = self.scores(batch), batch["y"]
+        metrics.update(logits, y)
+        loss.update(F.cross_entropy(logits, y, reduction="none"))
+        self.confusion.update(logits, y)
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
+        self.log(name, loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
+        self._remember(batch, logits.softmax(1))
+
+    def _remember(self, batch: dict[str, Tensor], shares: Tensor) -> None:
+        """Keep what the pictures show: all answers, every n-th image, and the surest mistakes."""
+        counts = self.trainer.num_val_batches or self.trainer.num_test_batches
+        batches = sum(counts) if isinstance(counts, list) else int(counts)
+        step = max(1, len(batch["y"]) * int(batches) // KEPT)
+        self._seen.append((shares.float().cpu(), batch["y"].cpu()))
+        self._images.append(batch["x"][::step].cpu())
+        self._labels.append(batch["y"][::step].cpu())
+        sure, label = shares.max(1)
+        wrong = (label != batch["y"]).nonzero().flatten()
+        for i in wrong[sure[wrong].argsort(descending=True)[:WORST]].tolist():
+            self._worst.append((float(sure[i]), int(batch["y"][i]), int(label[i]), batch["x"][i].cpu()))
+        self._worst = sorted(self._worst, key=lambda entry: -entry[0])[:WORST]
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the images of the epoch before."""
+        self._seen, self._images, self._labels, self._worst = [], [], [], []
+        self.confusion.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Accuracy and cross-entropy on the images held out, x (B, 3, S, S), y (B,)."""
+        self._evaluate(batch, self.val_metrics, self.val_loss, "val/loss")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """As validation, on labelled test images."""
+        self._evaluate(batch, self.test_metrics, self.test_loss, "test/loss")
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Row numbers (B,) and class probabilities (B, C)."""
+        return {"row": batch["row"], "prediction": self.scores(batch).softmax(1)}
+
+    # pictures
+
+    def stages(self) -> list[nn.Module]:
+        """Parts of the network whose outputs are feature maps, first to last."""
+        own = getattr(self.net, "stages", None)  # our networks name them; of another one its convolutions
+        return own if isinstance(own, list) else [m for m in self.net.modules() if isinstance(m, nn.Conv2d)]
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """What the middle and the last stage make of images (N, 3, S, S): layer -> means over space (N, D)."""
+        stages = self.stages()
+        chosen = {"middle layer": stages[(len(stages) - 1) // 2], "last layer": stages[-1]}
+        found: dict[str, list[Tensor]] = {name: [] for name in chosen}
+
+        def keep(name: str) -> Any:
+            return lambda module, args, out: found[name].append(out.float().mean((2, 3)).cpu())
+
+        hooks = [stage.register_forward_hook(keep(name)) for name, stage in chosen.items()]
+        for part in images.split(64):
+            self(part.to(self.device))
+        for hook in hooks:
+            hook.remove()
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+    def draw(self) -> dict[str, Figure]:
+        """Confusions, accuracy by class, worst mistakes, Grad-CAM, features in 2-D, first filters, augmentations."""
+        if not self._seen or self.facts is None:
+            return {}
+        training, classes = self.net.training, self.facts["classes"]
+        self.net.eval()
+        matrix = self.confusion.compute().cpu()
+        images, labels = torch.cat(self._images), torch.cat(self._labels)
+        figures = {
+            "confusion": confusion_matrix(matrix, classes),
+            "class_accuracy": class_accuracy(matrix, classes),
+            "features": embedding(self.features(images), labels, classes),
+        }
+        first = next((m for m in self.net.modules() if isinstance(m, nn.Conv2d)), None)
+        if first is not None and first.in_channels == 3:
+            figures["first_filters"] = filters(first.weight.detach().float().cpu())
+        if self._worst:
+            titles = [f"{classes[said]} {sure:.0%}\nis {classes[true]}" for sure, true, said, _ in self._worst]
+            figures["worst_mistakes"] = sheet(torch.stack([image for *_, image in self._worst]), titles)
+        if self.stages():
+            some = torch.linspace(0, len(images) - 1, min(8, len(images))).long()
+            x = self.normalised(images[some].to(self.device))
+            with torch.no_grad():
+                said = self.net(x).argmax(1)
+            maps = grad_cam(self.net, self.stages()[-1], x, said).float().cpu()
+            titles = [
+                f"{classes[s]}\nis {classes[t]}" for s, t in zip(said.tolist(), labels[some].tolist(), strict=True)
+            ]
+            figures["grad_cam"] = heatmaps(images[some], maps, titles)
+        variants = getattr(self.trainer.datamodule, "variants", None)  # type: ignore[attr-defined]
+        if variants is not None and len(seen := variants(5)) > 1:
+            figures["augmentations"] = sheet(seen, ["as it is", *(f"augmented {k}" for k in range(1, len(seen)))])
+        self.net.train(training)
+        return figures
+
+    def tables(self) -> dict[str, tuple[list[str], list[list[Any]]]]:
+        """True class, answer and its probability of the images judged last."""
+        if not self._seen or self.facts is None:
+            return {}
+        classes = self.facts["classes"]
+        shares, true = (torch.cat(part) for part in zip(*self._seen, strict=True))
+        sure, said = shares.max(1)
+        rows = zip(true.tolist(), said.tolist(), sure.tolist(), strict=True)
+        return {"held_out": (["true", "predicted", "probability"], [[classes[t], classes[s], p] for t, s, p in rows])}

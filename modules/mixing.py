@@ -1,0 +1,39 @@
+"""Mixing two images and their targets into one, each sample of a batch in its own proportion."""
+
+import torch
+from torch import Tensor
+from torch.distributions import Beta
+
+
+def mixup(x: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Mixup (Zhang et al. 2018, arXiv 1710.09412): lambda x_i + (1 - lambda) x_j, and so the targets.
+
+    Args:
+        x: Images (B, 3, H, W).
+        target: Class probabilities (B, C).
+        alpha: lambda ~ Beta(alpha, alpha), one a sample.
+    """
+    other = torch.randperm(len(x), device=x.device)
+    share = Beta(alpha, alpha).sample((len(x),)).to(x)
+    by_image, by_class = share.view(-1, 1, 1, 1), share.view(-1, 1)
+    return torch.lerp(x[other], x, by_image), torch.lerp(target[other], target, by_class)
+
+
+def cutmix(x: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """CutMix (Yun et al. 2019, arXiv 1905.04899): a box of another image pasted in; targets by the area that is left.
+
+    The box has the share 1 - lambda of the area and a centre anywhere, so the border may cut it; lambda is then
+    counted anew from its pixels, as in the authors' code. Arguments as in `mixup`.
+    """
+    size = torch.tensor(x.shape[2:], device=x.device)
+    other = torch.randperm(len(x), device=x.device)
+    share = Beta(alpha, alpha).sample((len(x), 1)).to(x)
+    half = (size * (1 - share).sqrt() / 2).long()  # (B, 2): half of height and width
+    centre = (torch.rand(len(x), 2, device=x.device) * size).long()
+    inside = [
+        ((place - centre[:, d : d + 1]) >= -half[:, d : d + 1]) & ((place - centre[:, d : d + 1]) < half[:, d : d + 1])
+        for d, place in enumerate(torch.arange(int(n), device=x.device) for n in x.shape[2:])
+    ]
+    box = inside[0].unsqueeze(2) & inside[1].unsqueeze(1)  # (B, H, W)
+    left = 1 - box.float().mean((1, 2)).to(target).unsqueeze(1)
+    return torch.where(box.unsqueeze(1), x[other], x), torch.lerp(target[other], target, left)
