@@ -7,19 +7,16 @@ import hashlib
 import io
 import json
 import os
-import signal
-import subprocess
-import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
-from typing import IO, Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from filelock import FileLock
+from joblib import Parallel, cpu_count, delayed
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
@@ -29,8 +26,6 @@ FORMAT = 1  # of the maps; another number builds them all anew
 CHUNK = 32  # files a worker takes at once
 SHARE = 250  # files that must be there for each worker: with fewer, its start takes longer than its work
 THREADS = 4  # that read files to hash them: they wait for the disk
-
-Job = dict[str, Any]  # the arguments of `_fill`, as they travel to a worker
 
 
 class Decoded(NamedTuple):
@@ -92,8 +87,7 @@ def _digest(texts: Sequence[str]) -> str:
 
 
 def _content(name: str) -> str:
-    with open(name, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return hashlib.blake2b(Path(name).read_bytes(), digest_size=16).hexdigest()
 
 
 def _contents(folder: Path, names: list[str]) -> list[str]:
@@ -108,10 +102,12 @@ def _contents(folder: Path, names: list[str]) -> list[str]:
     marks = [[s.st_size, s.st_mtime_ns, s.st_ctime_ns] for s in map(os.stat, names)]
     stale = [i for i, mark in enumerate(marks) if known[i] is None or known[i][:3] != mark]
     if stale:
-        with ThreadPoolExecutor(THREADS) as pool:
-            fresh = pool.map(_content, [names[i] for i in stale])
-            for i, content in zip(stale, tqdm(fresh, "looking for new images", len(stale), leave=False), strict=True):
-                known[i] = [*marks[i], content]
+        chunks = [stale[i : i + CHUNK] for i in range(0, len(stale), CHUNK)]
+        with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(stale), desc="reading images", leave=False) as bar:
+            for chunk, fresh in zip(chunks, pool.map(lambda c: [_content(names[i]) for i in c], chunks), strict=True):
+                for i, content in zip(chunk, fresh, strict=True):
+                    known[i] = [*marks[i], content]
+                bar.update(len(chunk))
         with suppress(OSError):  # only saves the next run this reading; a cache may be there to be read only
             _write_whole(index, json.dumps(known).encode())
     return [entry[3] for entry in known]
@@ -139,15 +135,13 @@ def _build(target: Path, header: bytes, names: list[str], size: int) -> None:
     """Decode all files into `target`, which appears by rename when it is whole."""
     part = target.with_name(f"{target.name}.part")
     good = np.ones(len(names), np.uint8)
-    jobs: list[Job] = [
-        {"part": str(part), "offset": len(header) + i * size * size * 3, "size": size, "names": names[i : i + CHUNK]}
-        for i in range(0, len(names), CHUNK)
-    ]
+    jobs = [(part, len(header) + i * size * size * 3, size, names[i : i + CHUNK]) for i in range(0, len(names), CHUNK)]
     try:
         part.write_bytes(header)
-        with _answers(jobs, len(names)) as answers, tqdm(total=len(names), desc="decoding images", leave=False) as bar:
-            for number, (job, answer) in enumerate(zip(jobs, answers, strict=True)):
-                rows = _fill(**job) if answer is None else answer
+        # processes, as Pillow holds the GIL while it decodes; joblib's do not run the user's own script again
+        workers = Parallel(n_jobs=max(1, min(cpu_count(), len(names) // SHARE)), return_as="generator")
+        with tqdm(total=len(names), desc="decoding images", leave=False) as bar:
+            for number, rows in enumerate(workers(delayed(_fill)(*job) for job in jobs)):
                 good[number * CHUNK :][: len(rows)] = rows
                 bar.update(len(rows))
         with part.open("ab") as file:
@@ -162,72 +156,7 @@ def _build(target: Path, header: bytes, names: list[str], size: int) -> None:
         raise
 
 
-def _cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _answers(jobs: list[Job], files: int) -> Iterator[Iterator[list[bool] | None]]:
-    """What workers answer to the jobs, in order; None where a job is left to this process.
-
-    Processes, as Pillow holds the GIL while it decodes. Not multiprocessing's: those run the user's script again where
-    they are spawned, and outlive a killed parent; these end when their pipe does.
-    """
-    count = min(_cores(), files // SHARE)
-    if count < 2 or not sys.executable:
-        yield iter([None] * len(jobs))
-        return
-    project = str(Path(__file__).resolve().parent.parent)
-    start = f"import sys; sys.path.insert(0, {project!r}); from datamodules.cache import serve; serve()"
-    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    idle: SimpleQueue[tuple[IO[str], IO[str]]] = SimpleQueue()
-
-    def ask(job: Job) -> list[bool] | None:
-        worker = idle.get()
-        stdin, stdout = worker
-        try:
-            print(json.dumps(job), file=stdin, flush=True)
-            return json.loads(stdout.readline())
-        except (OSError, ValueError):  # it died; what it died of shows when this process does its job
-            with suppress(OSError):
-                stdin.close()
-            return None
-        finally:
-            idle.put(worker)
-
-    with ExitStack() as stack:
-        workers = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-P", "-c", start],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    text=True,
-                    env=os.environ | one_thread,
-                )
-            )
-            for _ in range(count)
-        ]
-        pool = ThreadPoolExecutor(count)
-        stack.callback(pool.shutdown, cancel_futures=True)
-        for worker in workers:
-            stack.callback(worker.kill)  # comes before the shutdown, which waits for the answers
-            assert worker.stdin is not None
-            assert worker.stdout is not None
-            idle.put((worker.stdin, worker.stdout))
-        yield pool.map(ask, jobs)
-
-
-def serve() -> None:
-    """A worker's whole life: a job a line on stdin, its answer a line on stdout, until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
-    for line in sys.stdin:
-        print(json.dumps(_fill(**json.loads(line))), flush=True)
-
-
-def _fill(part: str, offset: int, size: int, names: list[str]) -> list[bool]:
+def _fill(part: Path, offset: int, size: int, names: list[str]) -> list[bool]:
     """Write the pixels of the files into `part` from byte `offset` on, zeros for a bad one; says which are good."""
     rows, good = np.zeros((len(names), size, size, 3), np.uint8), []
     for row, name in zip(rows, names, strict=True):
@@ -242,7 +171,7 @@ def _fill(part: str, offset: int, size: int, names: list[str]) -> list[bool]:
             good.append(True)
     with open(part, "r+b") as file:  # not a memory map: writing to one kills the process when the disk is full
         file.seek(offset)
-        file.write(rows.tobytes())
+        file.write(rows.data)
     return good
 
 

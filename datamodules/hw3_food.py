@@ -17,7 +17,7 @@ from datamodules.base import Facts, Fold, HomeworkData
 from datamodules.cache import decode
 from datamodules.download import RemoteFile, fetch, unpack
 from datamodules.errors import DataError
-from datamodules.image_folder import ImageFolder, Images, has_images, read_folder
+from datamodules.image_folder import ImageFolder, Images, has_images, home, read_folder
 from datamodules.samplers import EpochBatchSampler, ResumableLoader
 
 STATISTICS_FROM = 2000  # images behind mean and deviation of the channels: enough for three digits
@@ -190,10 +190,19 @@ class FoodData(HomeworkData):
 
     def locate(self) -> Path:
         """The folder with the images; where only a zip lies, the message says how to unpack it."""
+        base = self.dir or self.root / self.homework
         try:
-            return super().locate()
+            folder = super().locate()
+            inner = home(folder)  # a folder around the images' own counts as theirs, but it may be another edition's
+            if (
+                self.edition is not None
+                and folder == base != inner
+                and inner is not None
+                and inner.name != self.edition
+            ):
+                raise DataError(f"{base / self.edition}: no files of edition {self.edition!r} here, only {inner.name}")
+            return folder
         except DataError:
-            base = self.dir or self.root / self.homework
             if base.is_dir() and (zips := sorted(base.glob("*.zip"))):
                 raise DataError(
                     f"{zips[0]}: unpack it first: leeml data prepare {self.homework} --source {zips[0]} (into data/ of "

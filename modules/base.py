@@ -131,4 +131,4 @@ class HomeworkModule(LightningModule):
             raise MisconfigurationException(f"this is a checkpoint of {found}, the model is of {self.homework}")
         if self.facts is None:
             self._use(checkpoint["facts"])
-        self._train_loss, self._train_steps = checkpoint["train_loss"]
+        self._train_loss, self._train_steps = checkpoint.get("train_loss", (torch.zeros(()), 0))

@@ -97,7 +97,7 @@ def confusion_matrix(matrix: Tensor, classes: Sequence[str]) -> Figure:
     axes = figure.subplots()
     # the root of the share: confusions of a few per cent must be seen
     image = axes.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
-    figure.colorbar(image, label="share of the true class", shrink=0.8, fraction=0.04)
+    figure.colorbar(image, label="share of the true class", shrink=0.8, aspect=30)
     if len(classes) <= MOST_NAMED:
         names = [printable(name) for name in classes]
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)

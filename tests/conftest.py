@@ -15,6 +15,12 @@ settings.register_profile("leeml", deadline=None)
 settings.load_profile("leeml")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Decoded images go to a folder of the tests."""
+    os.environ["LEEML_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
     """A folder of the real data, such as real_data("hw1_covid/2021"); the test is skipped where it is not there."""

@@ -5,12 +5,18 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
 
+from datamodules import sample
+from datamodules.cache import decode
 from datamodules.download import unpack
 from datamodules.errors import DataError
 from datamodules.image_folder import ImageFolder, Images, has_images, read_folder
+from datamodules.sample import write_food
 
 
 def put(folder: Path, *names: str) -> Path:
@@ -320,6 +326,7 @@ def test_numbers_are_in_their_order(numbers: set[int]) -> None:
 word = st.text("abAB01_ -é猫", min_size=1, max_size=5).filter(lambda s: s == s.strip() and not s.isdigit())
 
 
+@settings(max_examples=40)
 @given(
     st.dictionaries(word, st.integers(1, 3), min_size=2, max_size=5).filter(
         lambda d: len({*map(str.lower, d)}) == len(d)
@@ -351,3 +358,76 @@ def test_real_images(tmp_path: Path, real_data) -> None:
     assert found.keys == [str(n) for n in range(10)]
     assert np.bincount(labels(found.val)).tolist() == [75] * 10
     assert found.test is found.unlabelled is None
+
+
+class TestGenerated:
+    """sample.write_food"""
+
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("data") / "hw3_food" / "sample"
+        assert write_food(folder) == [folder / part for part in ("training", "validation", "test")]
+        return folder
+
+    def test_layout_of_2022(self, folder: Path) -> None:
+        found = read_folder(folder)
+        assert [p.name for p in sorted(folder.parent.rglob("*")) if p.is_dir()] == [
+            "sample", "test", "training", "validation",
+        ]  # fmt: skip
+        assert np.bincount(labels(found.train)).tolist() == [24] * 11
+        assert np.bincount(labels(found.val)).tolist() == [6] * 11
+        assert names(found.test) == [f"{n:04d}.jpg" for n in range(1, 45)]
+        assert found.test is not None
+        assert found.test.labels is None
+        sizes = [Image.open(path).size for path in found.test.paths]
+        assert {144 <= side <= 176 for size in sizes for side in size} == {True}
+        assert len(set(sizes)) > 20
+
+    def test_seed_decides_every_byte(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sample, "FOOD_IMAGES", {"training": 1})  # the first to be drawn
+        for seed in (0, 1):
+            write_food(tmp_path / str(seed), seed)
+        first = "training/0_0.jpg"
+        assert (tmp_path / "0" / first).read_bytes() == (folder / first).read_bytes()
+        assert (tmp_path / "1" / first).read_bytes() != (folder / first).read_bytes()
+
+    @pytest.mark.parametrize("there", ["Train/notes.txt", "testing/1.jpg", "cat.jpg"])
+    def test_what_is_there_is_left_alone(self, there: str, tmp_path: Path) -> None:
+        put(tmp_path, there)
+        with pytest.raises(DataError, match="images are here already; they are left as they are"):
+            write_food(tmp_path)
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / there]
+
+    def test_nothing_is_left_half_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        dishes = iter([Image.new("RGB", (8, 8))] * 30)
+        monkeypatch.setattr(sample, "_dish", lambda *_: next(dishes))
+        with pytest.raises(StopIteration):
+            write_food(tmp_path / "sample")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_there_is_something_to_learn(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A small network in three epochs: far from chance (1 in 11), and far from done."""
+        monkeypatch.setenv("LEEML_CACHE", str(tmp_path))
+        found = read_folder(folder)
+        assert found.train is not None
+        assert found.val is not None
+        x, vx = (
+            torch.tensor(decode(p.paths, 48).images).permute(0, 3, 1, 2) / 127.5 - 1 for p in (found.train, found.val)
+        )
+        y, vy = torch.tensor(labels(found.train)), torch.tensor(labels(found.val))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            blocks = [
+                (nn.Conv2d(a, b, 3), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2)) for a, b in ((3, 16), (16, 32))
+            ]
+            layers = [layer for block in blocks for layer in block]
+            net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 11))
+            optimizer = torch.optim.Adam(net.parameters(), 5e-3)
+            for _ in range(3):
+                for rows in torch.randperm(len(x)).split(24):
+                    loss = nn.functional.cross_entropy(net(x[rows]), y[rows])
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+        accuracy = (net.eval()(vx).argmax(1) == vy).float().mean().item()
+        assert 0.25 < accuracy < 0.9

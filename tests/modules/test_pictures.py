@@ -84,7 +84,8 @@ def everything(names: list[str]) -> list[Figure]:
 def test_confusion_matrix_shows_shares_of_rows_and_counts():
     figure = pictures.confusion_matrix(MATRIX, NAMES)
     axes = figure.axes[0]
-    np.testing.assert_allclose(axes.images[0].get_array(), [[0.75, 0.25, 0], [0, 0, 0], [0.25, 0, 0.75]])
+    shown = np.ma.filled(axes.images[0].get_array(), np.nan)  # matplotlib masks what is not a number
+    np.testing.assert_allclose(shown, [[0.75, 0.25, 0], [0, 0, 0], [0.25, 0, 0.75]])
     assert axes.images[0].get_clim() == (0, 1)
     numbers = {text.get_position(): text.get_text() for text in axes.texts}
     assert len(numbers) == 9
@@ -105,9 +106,15 @@ def test_confusion_matrix_of_many_classes(classes, named, numbered):
     assert max(figure.get_size_inches()) <= 16
 
 
-def test_names_of_61_classes_do_not_overlap():
-    figure = pictures.confusion_matrix(torch.eye(61), [f"ax-{i}" for i in range(61)])
+@pytest.mark.parametrize("classes", [2, 11, 39, 61, 100, 600])
+def test_names_neither_overlap_nor_leave_the_figure(classes):
+    figure = pictures.confusion_matrix(torch.eye(classes), [f"ax-{i}" for i in range(classes)])
     paint(figure)
+    inside, whole = figure.get_tightbbox(), figure.bbox_inches.padded(0.02)  # letters are rounded to whole pixels
+    assert inside.x0 >= whole.x0
+    assert inside.y0 >= whole.y0
+    assert inside.x1 <= whole.x1
+    assert inside.y1 <= whole.y1
     for axis, side in ((figure.axes[0].xaxis, "x"), (figure.axes[0].yaxis, "y")):
         boxes = [tick.get_window_extent() for tick in axis.get_ticklabels()]
         spans = sorted((getattr(box, f"{side}0"), getattr(box, f"{side}1")) for box in boxes)
@@ -244,6 +251,12 @@ def test_embedding_sets_separate_classes_apart():
     colours = points.get_facecolors()
     for i, mark in enumerate(legend.legend_handles):
         np.testing.assert_allclose(colours[y == i], np.broadcast_to([*mark.get_color()], (20, 4)))
+
+
+def test_four_samples_keep_their_distances():
+    x = torch.tensor([[0.0, 0, 0], [3, 0, 0], [0, 4, 0], [3, 4, 0]])
+    places = torch.from_numpy(pictures.flatten(x))
+    torch.testing.assert_close(torch.cdist(places, places), torch.cdist(x, x).double())
 
 
 def test_an_embedding_can_be_repeated_and_leaves_the_noise_alone():
