@@ -17,7 +17,7 @@ from datamodules.base import Facts, Fold, HomeworkData
 from datamodules.cache import decode
 from datamodules.download import RemoteFile, fetch, unpack
 from datamodules.errors import DataError
-from datamodules.image_folder import ImageFolder, Images, has_images, home, read_folder
+from datamodules.image_folder import ImageFolder, Images, has_images, images_home, read_folder
 from datamodules.samplers import EpochBatchSampler, ResumableLoader
 
 STATISTICS_FROM = 2000  # images behind mean and deviation of the channels: enough for three digits
@@ -193,7 +193,9 @@ class FoodData(HomeworkData):
         base = self.dir or self.root / self.homework
         try:
             folder = super().locate()
-            inner = home(folder)  # a folder around the images' own counts as theirs, but it may be another edition's
+            inner = images_home(
+                folder
+            )  # a folder around the images' own counts as theirs, but it may be another edition's
             if (
                 self.edition is not None
                 and folder == base != inner

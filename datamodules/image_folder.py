@@ -47,7 +47,7 @@ class ImageFolder:
 
 def has_images(folder: Path) -> bool:
     """Whether this very folder, or its only sub-folder, is laid out as `read_folder` expects; stops at first images."""
-    return folder.is_dir() and home(folder) is not None
+    return folder.is_dir() and images_home(folder) is not None
 
 
 def read_folder(folder: Path, expect: list[str] | None = None) -> ImageFolder:
@@ -62,7 +62,7 @@ def read_folder(folder: Path, expect: list[str] | None = None) -> ImageFolder:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: not a folder; expected one with training/, validation/ and test/ inside")
-    home = home(folder)
+    home = images_home(folder)
     if home is None:
         there = ", ".join([*(f"{p.name}/" for p in _folders(folder)), *_other_files(folder)][:5]) or "nothing"
         raise DataError(
@@ -159,17 +159,17 @@ def _class_folders(folder: Path, enough: int | None = None) -> list[Path]:
     return found
 
 
-def home(folder: Path) -> Path | None:
+def images_home(folder: Path) -> Path | None:
     """The folder that holds the parts, the classes or the images: this one, its only sub-folder, or neither."""
 
-    def ishome(path: Path) -> bool:
+    def is_home(path: Path) -> bool:
         parts = [p for name, ps in _parts(path).items() if name != "unlabelled" for p in ps]
         return any(_holds_image(p, below=True) for p in parts) or len(_class_folders(path, 2)) >= 2
 
-    if ishome(folder):
+    if is_home(folder):
         return folder
     inside = _folders(folder)
-    if len(inside) == 1 and ishome(inside[0]):
+    if len(inside) == 1 and is_home(inside[0]):
         return inside[0]
     return folder if _holds_image(folder) or _is_test(folder) else None
 

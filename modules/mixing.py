@@ -35,5 +35,5 @@ def cutmix(x: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
         for d, place in enumerate(torch.arange(int(n), device=x.device) for n in x.shape[2:])
     ]
     box = inside[0].unsqueeze(2) & inside[1].unsqueeze(1)  # (B, H, W)
-    left = 1 - box.float().mean((1, 2)).to(target).unsqueeze(1)
+    left = 1 - box.to(target.dtype).mean((1, 2)).unsqueeze(1)
     return torch.where(box.unsqueeze(1), x[other], x), torch.lerp(target[other], target, left)

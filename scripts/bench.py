@@ -28,7 +28,7 @@ def environment(threads: int) -> str:
             (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
         )
         device = f"CPU ({name or platform.machine()}), {threads} threads"
-    names = ("torch", "lightning", "numpy", "scikit-learn")
+    names = ("torch", "torchvision", "lightning", "numpy", "pillow", "scikit-learn")
     return f"{device}; Python {platform.python_version()}, " + ", ".join(f"{n} {version(n)}" for n in names)
 
 

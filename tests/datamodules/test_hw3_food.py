@@ -1,4 +1,4 @@
-"""FoodData: what is held out, what a batch holds, that its noise is a function of seed, epoch and image, and the file."""
+"""FoodData: what is held out, what a batch holds, noise by seed, epoch and image alone, the file of answers."""
 
 import pickle
 import shutil

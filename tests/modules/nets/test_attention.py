@@ -1,5 +1,7 @@
 """Multi-head attention against torch.nn.MultiheadAttention, its cache against the full pass, and what masks promise."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -69,7 +71,7 @@ def test_dropout_is_of_the_weights_in_training_only():
         attention.in_proj_weight[:4] = 0  # all keys alike
         attention.in_proj_weight[4:] = torch.eye(2)
         attention.out_proj.weight.copy_(torch.eye(2))
-    out = attention(torch.ones(1, 4000, 2)[:, :10].expand(400, 10, 2))
+    out = attention(torch.ones(400, 10, 2))
     assert set((out[..., 0] * 5).round(decimals=3).unique().tolist()) <= set(range(11))  # each of 10 weights 0 or 2/10
     assert out.mean().item() == pytest.approx(1, abs=0.02)
     assert out.std() > 0.1
@@ -79,17 +81,17 @@ def test_dropout_is_of_the_weights_in_training_only():
 @settings(max_examples=25)
 @given(cuts=st.sets(st.integers(1, 6)), padding=st.booleans(), seed=st.integers(0, 99))
 def test_step_by_step_equals_the_full_pass(cuts, padding, seed):
-    ours, _ = pair()
+    ours = pair()[0].double()
     torch.manual_seed(seed)
-    x = torch.randn(2, 7, D)
+    x = torch.randn(2, 7, D, dtype=torch.float64)
     valid = torch.tensor([[True] * 7, [False, True, True, False, True, True, True]]) if padding else None
     full = ours(x, None, key_mask(valid), causal=True)
     cache, parts, ends = KVCache(), [], [0, *sorted(cuts), 7]
-    for start, end in zip(ends, ends[1:], strict=False):
+    for start, end in pairwise(ends):
         assert cache.length == start
         mask = key_mask(None if valid is None else valid[:, :end])
         parts.append(ours(x[:, start:end], None, mask, causal=True, cache=cache))
-    torch.testing.assert_close(torch.cat(parts, 1), full, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(torch.cat(parts, 1), full)
 
 
 def test_a_remembered_memory_equals_the_memory():
@@ -118,26 +120,37 @@ def test_reordered_rows_go_on_as_if_they_had_been_there():
 @given(length=st.integers(1, 8), data=st.data())
 def test_the_future_changes_nothing(length, data):
     t = data.draw(st.integers(0, length - 1))
-    ours, _ = pair()
-    x = torch.randn(2, length, D)
-    changed = torch.cat([x[:, : t + 1], 100 * torch.randn(2, length - t - 1, D)], 1)
+    ours = pair()[0].double()
+    x = torch.randn(2, length, D, dtype=torch.float64)
+    changed = x.clone()
+    changed[:, t + 1 :] = 100 * torch.randn(2, length - t - 1, D)
     torch.testing.assert_close(ours(x, causal=True)[:, : t + 1], ours(changed, causal=True)[:, : t + 1])
 
 
 @settings(max_examples=30)
 @given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3), more=st.integers(0, 3), causal=st.booleans())
 def test_padding_changes_nothing(lengths, more, causal):
-    ours, _ = pair()
+    ours = pair()[0].double()
     total = max(lengths) + more
-    x = 10 * torch.randn(len(lengths), total, D)
+    x = 10 * torch.randn(len(lengths), total, D, dtype=torch.float64)
     out = ours(x, None, key_mask(padding_mask(torch.tensor(lengths), total)), causal)
     for row, n in enumerate(lengths):
         alone = ours(x[row : row + 1, :n], causal=causal)
-        torch.testing.assert_close(out[row : row + 1, :n], alone, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(out[row : row + 1, :n], alone)
 
 
+def textbook(q, k, v, mask, dropout, causal):
+    """Attention as a backend may do it, with NaN for a row of nothing; torch's on the CPU has zeros."""
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5 + mask).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("backend", [None, textbook])
 @pytest.mark.parametrize("biased", [False, True])
-def test_nothing_to_attend_to_gives_zeros(biased):
+def test_nothing_to_attend_to_gives_zeros(biased, backend, monkeypatch):
+    if backend:
+        monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", backend)
     ours, _ = pair()
     x = torch.randn(2, 4, D, requires_grad=True)
     mask = torch.ones(2, HEADS, 4, 4, dtype=torch.bool)

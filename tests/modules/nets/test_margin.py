@@ -1,6 +1,7 @@
 """Margin softmax against the closed forms of its papers, from angles; its gradients, at the poles too."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_without_targets_it_is_scaled_cosines():
     expected = torch.empty(6, 4, dtype=torch.float64)
     for b in range(6):
         for c in range(4):
-            w = module.weight[c]
+            w = module.weight[c].detach()
             expected[b, c] = 12 * (x[b] @ w) / math.sqrt((x[b] @ x[b]) * (w @ w))
     torch.testing.assert_close(module(x), expected)
     torch.testing.assert_close(module(7 * x), expected)
@@ -38,7 +39,7 @@ def test_without_targets_it_is_scaled_cosines():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("margin", [0.0, 0.2, 0.5])
 def test_the_margin_is_on_the_target_alone(kind, margin):
-    module, x = head(kind, margin, 20.0), torch.randn(200, 5, dtype=torch.float64)
+    module, x = head(kind, margin, 20.0, d=2), torch.randn(200, 2, dtype=torch.float64)
     target = torch.arange(200) % 4
     plain, logits = module(x), module(x, target)
     chosen = torch.nn.functional.one_hot(target, 4).bool()
@@ -48,7 +49,7 @@ def test_the_margin_is_on_the_target_alone(kind, margin):
         torch.testing.assert_close(logits[chosen], 20 * (theta.cos() - margin))
     else:
         near = theta + margin < math.pi
-        assert 150 < near.sum() < 200 or margin == 0
+        assert 100 < near.sum() < 200 or margin == 0
         torch.testing.assert_close(logits[chosen][near], 20 * (theta + margin).cos()[near])
         past = theta.cos() - margin * math.sin(margin)
         torch.testing.assert_close(logits[chosen][~near], 20 * past[~near])
@@ -59,7 +60,7 @@ def test_the_angular_logit_falls_from_0_to_pi():
     for theta in torch.linspace(0, math.pi, 200).tolist():
         module, x = at_angle(theta)
         logits.append(module(x, torch.tensor([0]))[0, 0].item())
-    assert all(a > b for a, b in zip(logits, logits[1:], strict=False))
+    assert all(a > b for a, b in pairwise(logits))
 
 
 @pytest.mark.parametrize("kind", KINDS)
