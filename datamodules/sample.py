@@ -22,7 +22,7 @@ SURVEY = [
     "worried_finances", "tested_positive",
 ]  # fmt: skip
 DAYS, WINDOWS, TRAIN_ROWS = 5, 102, 2699
-FOODS, FOOD_IMAGES = 11, {"training": 24, "validation": 6, "test": 4}  # images a class
+FOODS, FOOD_IMAGES = 11, {"training": 24, "validation": 6, "test": 4, "unlabeled": 8}  # images a class
 
 
 def _smooth(noise: np.ndarray, days: int) -> np.ndarray:
@@ -98,9 +98,10 @@ def _dish(rng: np.random.Generator, food: int) -> Image.Image:
 
 
 def write_food(folder: Path, seed: int = 0) -> list[Path]:
-    """Write training/, validation/ and test/ as in 2022, and return these folders: 11 classes, 264 + 66 + 44 JPEG.
+    """Write training/, validation/ and test/ as in 2022 (11 classes, 264 + 66 + 44 JPEG), and return the folders.
 
-    Training and validation are named <class>_<number>.jpg, the unlabelled test images 0001.jpg and so on.
+    Training and validation are named <class>_<number>.jpg, the test images 0001.jpg and so on, as are 88 more in
+    unlabeled/, for semi-supervised training as in 2021.
     """
     rng = np.random.default_rng(seed)
     there = [path for path in sorted(folder.iterdir()) if path.name.lower() in PART_OF] if folder.is_dir() else []
@@ -111,7 +112,7 @@ def write_food(folder: Path, seed: int = 0) -> list[Path]:
         for part, count in FOOD_IMAGES.items():
             (Path(scratch) / part).mkdir()
             names = [(food, f"{food}_{number}.jpg") for food in range(FOODS) for number in range(count)]
-            if part == "test":
+            if part in ("test", "unlabeled"):
                 foods = rng.permutation([food for food, _ in names]).tolist()
                 names = [(food, f"{number:04d}.jpg") for number, food in enumerate(foods, start=1)]
             for food, name in names:

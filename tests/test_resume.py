@@ -6,11 +6,15 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from torchvision.transforms import v2
 
 from callbacks.warmup import WarmupScheduler
 from datamodules.hw1_covid import CovidData
-from datamodules.sample import write_covid
+from datamodules.hw3_food import FoodData
+from datamodules.sample import write_covid, write_food
 from modules.hw1_covid import CovidRegressor
+from modules.hw3_food import FoodClassifier
+from modules.nets.resnet import ResNet
 
 
 class Stop(Callback):
@@ -25,25 +29,32 @@ class Stop(Callback):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "hw1_covid"
-    write_covid(folder)
-    return folder
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    write_covid(root / "hw1_covid")
+    write_food(root / "hw3_food")
+    return root
 
 
-def fit(folder, where, stop=None, ckpt=None):
+def covid(root):
+    """5 steps an epoch, the last one short."""
+    data = CovidData(dir=str(root / "hw1_covid"), batch_size=500, members=2, target="change")
+    optimizer = functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
+    return CovidRegressor(optimizer, [8], dropout=0.3, batch_norm=True, ridge=3.0, state_ridge=100.0), data
+
+
+def food(root):
+    """5 steps an epoch, with every kind of noise: augmentation, mixing, dropout, unlabelled images, two workers."""
+    augment = [v2.RandomResizedCrop(16), v2.TrivialAugmentWide(), v2.RandomErasing()]
+    data = FoodData(dir=str(root / "hw3_food"), image_size=20, batch_size=60, augment=augment, unlabelled=1, workers=2)
+    net = functools.partial(ResNet, width=4, blocks=(1, 1), dropout=0.3)
+    optimizer = functools.partial(torch.optim.AdamW, lr=0.01)
+    return FoodClassifier(optimizer, net, 0.1, mixup=0.2, cutmix=1.0, pseudo_threshold=0.1), data
+
+
+def fit(make, root, where, stop=None, ckpt=None):
     seed_everything(3)
-    data = CovidData(
-        dir=str(folder), batch_size=500, members=2, target="change"
-    )  # 5 steps an epoch, the last one short
-    module = CovidRegressor(
-        functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1),
-        [8],
-        dropout=0.3,
-        batch_norm=True,
-        ridge=3.0,
-        state_ridge=100.0,
-    )
+    module, data = make(root)
     callbacks = [
         WarmupScheduler("cosine", warmup=4),
         EMAWeightAveraging(decay=0.9),
@@ -62,10 +73,14 @@ def fit(folder, where, stop=None, ckpt=None):
     return module
 
 
-@pytest.mark.parametrize("stop", [1, 3, 5, 7, 10, 18])  # in the first epoch, at its end, later, close to the end
-def test_resumed_run_ends_with_the_same_bits(folder, tmp_path, stop):
-    whole = fit(folder, tmp_path / "whole")
-    fit(folder, tmp_path / "part", stop=stop)
-    resumed = fit(folder, tmp_path / "rest", ckpt=tmp_path / "part" / f"{stop}.ckpt")
+# in the first epoch, at its end, later, close to the end
+STOPS = [*((covid, stop) for stop in (1, 3, 5, 7, 10, 18)), *((food, stop) for stop in (3, 5, 17))]
+
+
+@pytest.mark.parametrize(("make", "stop"), STOPS)
+def test_resumed_run_ends_with_the_same_bits(root, tmp_path, make, stop):
+    whole = fit(make, root, tmp_path / "whole")
+    fit(make, root, tmp_path / "part", stop=stop)
+    resumed = fit(make, root, tmp_path / "rest", ckpt=tmp_path / "part" / f"{stop}.ckpt")
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name

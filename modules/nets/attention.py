@@ -150,7 +150,6 @@ class MultiHeadAttention(nn.Module):
         some = None if mask is None else mask.any(-1, keepdim=True)
         allowed = None if mask is None or some is None else mask | ~some
         if bias is not None:
-            bias = bias.to(q.dtype)
             allowed = bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
         dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, allowed, dropout, causal)

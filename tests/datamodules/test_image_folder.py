@@ -366,17 +366,18 @@ class TestGenerated:
     @pytest.fixture(scope="class")
     def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = tmp_path_factory.mktemp("data") / "hw3_food" / "sample"
-        assert write_food(folder) == [folder / part for part in ("training", "validation", "test")]
+        assert write_food(folder) == [folder / part for part in ("training", "validation", "test", "unlabeled")]
         return folder
 
     def test_layout_of_2022(self, folder: Path) -> None:
         found = read_folder(folder)
         assert [p.name for p in sorted(folder.parent.rglob("*")) if p.is_dir()] == [
-            "sample", "test", "training", "validation",
+            "sample", "test", "training", "unlabeled", "validation",
         ]  # fmt: skip
         assert np.bincount(labels(found.train)).tolist() == [24] * 11
         assert np.bincount(labels(found.val)).tolist() == [6] * 11
         assert names(found.test) == [f"{n:04d}.jpg" for n in range(1, 45)]
+        assert names(found.unlabelled) == [f"{n:04d}.jpg" for n in range(1, 89)]
         assert found.test is not None
         assert found.test.labels is None
         sizes = [Image.open(path).size for path in found.test.paths]

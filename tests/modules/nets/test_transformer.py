@@ -135,7 +135,9 @@ def test_beams_go_on_as_if_decoded_alone():
     tokens = torch.randn(6, 4, D)
     decoder.step(tokens[:, :1], cache)
     within = torch.tensor([1, 1, 2, 3, 5, 4])
+    kept = cache.layers[0][1].keys
     cache.reorder(within, memory=False)
+    assert cache.layers[0][1].keys is kept  # no copy
     decoder.step(tokens[:, 1:2], cache)
     left = torch.tensor([0, 1, 5])  # sentence 1 is done, and a beam of sentence 2
     cache.reorder(left)
@@ -186,12 +188,8 @@ def test_only_a_causal_decoder_is_blind_to_the_future(t, causal, norm):
 def test_padding_changes_nothing(more, norm, causal):
     encoder = randomised(Encoder(EncoderLayer(D, HEADS, FF, 0.0, norm) for _ in range(2))).double()
     decoder = randomised(Decoder([DecoderLayer(D, HEADS, FF, 0.0, norm, causal=causal) for _ in range(2)])).double()
-    source, x, lengths, target_lengths = (
-        torch.randn(3, 4, D).double(),
-        torch.randn(3, 5, D).double(),
-        [4, 1, 2],
-        [2, 5, 3],
-    )
+    source, x = torch.randn(3, 4, D).double(), torch.randn(3, 5, D).double()
+    lengths, target_lengths = [4, 1, 2], [2, 5, 3]
 
     def run(source, x, lengths, target_lengths):
         valid, target = (padding_mask(torch.tensor(n), y.shape[1]) for n, y in ((lengths, source), (target_lengths, x)))
