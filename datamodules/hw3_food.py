@@ -350,7 +350,9 @@ class FoodData(HomeworkData):
         return DataLoader(judged, sampler=batches, batch_size=None, num_workers=self.workers)
 
     def variants(self, count: int) -> Tensor:
-        """A training image and `count` augmented versions of it, uint8 (1 + count, 3, S, S)."""
+        """A training image and `count` augmented versions of it, uint8 (1 + count, 3, S, S), or none."""
+        if not self.paths:
+            return torch.zeros((0, 3, self.image_size, self.image_size), dtype=torch.uint8)
         row = torch.from_numpy(self.split()[self.fold or 0].train[:1])
         plain = self.pictures[row]
         if isinstance(self.augment, nn.Identity):

@@ -98,10 +98,11 @@ def reword(message: str, keys: Sequence[str], classes: Iterable[str]) -> UsageEr
         shown = f", found {nested[1]}"
     kinds = [KINDS.get(k, k) for k in re.findall(r"Expected a <class '([\w.]+)'>", scope) if k != "NoneType"]
     kinds += [c for found in re.findall(r"Expected a typing\.Literal\[(.*?)\]", scope) for c in found.split(", ")]
-    name = re.search(r"Expected a dot import path string: (\S+)", scope)
+    name = re.search(r"Expected a (?:dot import path string:|path but) (\S+)", scope)
     if name and not kinds:
         word = name[1].rpartition(".")[2]
-        return UsageError(f"{key}: there is no class {name[1]!r}{near(word, classes, 0.6)}", key, word)
+        what = "class or function" if "Callable" in scope else "class"
+        return UsageError(f"{key}: there is no {what} {name[1]!r}{near(word, classes, 0.6)}", key, word)
     if "is abstract" in scope or "Not a valid subclass of" in scope:
         return UsageError(f"{key}: expected class_path: and init_args:{shown}", key, key.rpartition(".")[2])
     if key and kinds:
