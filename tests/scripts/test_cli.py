@@ -324,7 +324,7 @@ def test_commands_of_the_readme_parse(line, run, data, monkeypatch):
         return
     elif verb == "data":
         for method in ("sample", "fetch", "prepare"):
-            monkeypatch.setattr(data_class("hw1_covid"), method, lambda *args: [])
+            monkeypatch.setattr(data_class(words[2]), method, lambda *args: [])
     elif verb == "bench":
         bench = importlib.import_module(f"scripts.benches.{words[1]}")
         for half in ("speed", "accuracy"):
