@@ -71,7 +71,7 @@ class LastCheckpoint(Checkpoint):
         """Save if it is time, and the batch ended an optimizer step."""
         stepped = trainer.global_step != self._step
         every = trainer.log_every_n_steps if trainer.world_size > 1 else 1  # type: ignore[attr-defined]
-        if stepped and trainer.global_step % every == 0:
+        if stepped and trainer.global_step % every == 0 and not trainer.is_last_batch:  # that epoch is not judged yet
             self._save_if(trainer, time.monotonic() > self._next)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

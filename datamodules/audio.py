@@ -91,11 +91,11 @@ def frame_centres(count: int) -> np.ndarray:
 
 
 def mfcc(samples: np.ndarray) -> np.ndarray:
-    """(T, 39) float32 of samples (N,) at 16 kHz, T = N / 160 rounded: 13 MFCC (C0 first), their deltas, and deltas of these.
+    """(T, 39) float32 of samples (N,) at 16 kHz, T = N / 160 rounded: 13 MFCC, C0 first, and their two deltas.
 
     Kaldi's definition with 23 bands from 20 Hz to 8 kHz, no dither, and snip_edges off: the signal is mirrored at its
-    ends, so that `frame_centres` holds for every frame. As Kaldi's add-deltas, with edge frames repeated:
-    d[t] = (x[t+1] - x[t-1] + 2 x[t+2] - 2 x[t-2]) / 10; second deltas apply these weights twice before the edges set in.
+    ends, so that `frame_centres` holds for every frame. Deltas as Kaldi's add-deltas, with edge frames repeated:
+    d[t] = (x[t+1] - x[t-1] + 2 x[t+2] - 2 x[t-2]) / 10, and the same again over d as if x went on beyond its ends.
     """
     options = kaldi.MfccOptions()
     options.frame_opts.samp_freq = RATE
@@ -125,8 +125,8 @@ def log_mel(samples: np.ndarray) -> np.ndarray:
     """(T, 40) float32 of samples (N,) at 16 kHz, T = 1 + N // 160, centre of frame t at sample 160 t: HW4's features.
 
     As torchaudio's MelSpectrogram(16000, n_fft=400, hop_length=160, f_min=50, n_mels=40), then clamp to 1e-9 and
-    natural log: periodic Hann window, mirrored ends, power, HTK mel scale, triangles of height 1. The course's were made
-    so (yistLin/dvector, wav2mel.py), after sox had cut silence and set the volume.
+    natural log: periodic Hann window, mirrored ends, power, HTK mel scale, triangles of height 1. So the course's were
+    made (yistLin/dvector, wav2mel.py), after sox had cut silence and set the volume.
     """
     import torch  # here, as workers that make MFCCs would wait seconds for it
 
@@ -147,6 +147,5 @@ def _mel_bands() -> np.ndarray:
     """Weights (201, 40) float32: triangles of height 1 over the frequencies, corners evenly spaced in mel."""
     lowest, highest = (2595 * math.log10(1 + f / 700) for f in (LOWEST, HIGHEST))
     corners = 700 * (10 ** (np.linspace(lowest, highest, MELS + 2) / 2595) - 1)
-    slopes = (corners - np.linspace(0, RATE / 2, WINDOW // 2 + 1)[:, None]) / np.diff(corners, prepend=0)
-    up, down = -slopes[:, :-2] * np.diff(corners, prepend=0)[:-2] / np.diff(corners)[:-1], slopes[:, 2:]
-    return np.maximum(0, np.minimum(up, down)).astype(np.float32)
+    above, widths = np.linspace(0, RATE / 2, WINDOW // 2 + 1)[:, None] - corners, np.diff(corners)
+    return np.maximum(0, np.minimum(above[:, :-2] / widths[:-1], -above[:, 2:] / widths[1:])).astype(np.float32)

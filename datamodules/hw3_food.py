@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -42,19 +43,21 @@ class Pictures:
         return torch.from_numpy(self.images[rows.numpy()]).permute(0, 3, 1, 2)
 
 
-def varied(x: Tensor, rows: Tensor, transform: nn.Module, *key: int) -> Tensor:
-    """Every image (B, 3, S, S) changed in its own way, a pure function of its row and the key (seed, epoch, ...)."""
+def varied(x: Tensor, keys: Tensor, transform: nn.Module, *key: int) -> Tensor:
+    """Every image (B, 3, S, S) changed in its own way, a pure function of its keys (B, K) and the batch's key."""
+    if isinstance(transform, nn.Identity):
+        return x
     out = []
     with torch.random.fork_rng(devices=[]):  # the network's own noise goes on as if nothing had been drawn
-        for image, row in zip(x, rows.tolist(), strict=True):
-            state = np.random.SeedSequence((*key, row)).generate_state(1, np.uint64)
+        for image, own in zip(x, keys.tolist(), strict=True):
+            state = np.random.SeedSequence((*key, *own)).generate_state(1, np.uint64)
             torch.default_generator.manual_seed(int(state[0] >> np.uint64(1)))
             out.append(transform(image))
-    return torch.stack(out).contiguous(memory_format=torch.channels_last)
+    return torch.stack([image.permute(1, 2, 0) for image in out]).permute(0, 3, 1, 2)  # channels last in memory
 
 
 class TrainRows(Dataset):
-    """Augmented batches for (epoch, rows (1 + k, B)): x uint8 (B, 3, H, W), y (B,), row (B,).
+    """Augmented batches for (epoch, rows (1 + k, B), draws): x uint8 (B, 3, H, W), y (B,), row (B,).
 
     With unlabelled images also weak (kB, 3, S, S) and strong (kB, 3, H, W), two views of each.
     """
@@ -65,16 +68,15 @@ class TrainRows(Dataset):
         self.pictures, self.labels, self.augment, self.seed = pictures, labels, augment, seed
         self.unlabelled = unlabelled
 
-    def __getitem__(self, index: tuple[int, Tensor]) -> dict[str, Tensor]:
-        epoch, table = index
-        rows = table[0]
-        x = varied(self.pictures[rows], rows, self.augment, self.seed, epoch, 0)
+    def __getitem__(self, index: tuple[int, Tensor, Tensor]) -> dict[str, Tensor]:
+        epoch, table, draws = index
+        rows, keys = table[0], torch.stack((table, draws), dim=-1)
+        x = varied(self.pictures[rows], keys[0], self.augment, self.seed, epoch, 0)
         batch = {"x": x, "y": self.labels[rows], "row": rows}
         if self.unlabelled is not None:
-            rows = table[1:].flatten()
-            plain = self.unlabelled[rows]
-            batch["weak"] = varied(plain, rows, WEAK, self.seed, epoch, 1)
-            batch["strong"] = varied(plain, rows, self.augment, self.seed, epoch, 2)
+            plain, keys = self.unlabelled[table[1:].flatten()], keys[1:].flatten(0, 1)
+            batch["weak"] = varied(plain, keys, WEAK, self.seed, epoch, 1)
+            batch["strong"] = varied(plain, keys, self.augment, self.seed, epoch, 2)
         return batch
 
 
@@ -92,7 +94,7 @@ class JudgedRows(Dataset):
         if self.labels is not None:
             batch["y"] = self.labels[rows]
         if self.views:
-            seen = [varied(batch["x"], rows, self.augment, self.seed, k, 3) for k in range(self.views)]
+            seen = [varied(batch["x"], rows.unsqueeze(1), self.augment, self.seed, k, 3) for k in range(self.views)]
             batch["views"] = torch.stack(seen, dim=1)
         return batch
 
@@ -149,6 +151,13 @@ class FoodData(HomeworkData):
         self.own_split = folds is None
         self.image_size, self.tta, self.unlabelled = image_size, tta, unlabelled
         self.augment: nn.Module = v2.Compose(augment) if augment else nn.Identity()
+        with torch.random.fork_rng(devices=[]):
+            tried = self.augment(torch.zeros((3, image_size, image_size), dtype=torch.uint8))
+        if tried.dtype != torch.uint8 or tried.ndim != 3:
+            raise DataError(
+                f"data.augment makes {tried.dtype} of shape {tuple(tried.shape)} of an image, not bytes (3, H, W); "
+                "leave out ToDtype and Normalize, the module does both on the device"
+            )
         self.normalise, self.batch_size, self.workers, self.bad_images = normalise, batch_size, workers, bad_images
         self.files: ImageFolder | None = None
         self.paths: list[Path] = []
@@ -184,8 +193,13 @@ class FoodData(HomeworkData):
         if not archives:
             raise DataError(f"{place}: no zip file here; name one with --source FILE")
         for archive in archives:
-            (folder / archive.stem).mkdir(parents=True, exist_ok=True)
-            unpack(archive, folder / archive.stem)
+            try:
+                (folder / archive.stem).mkdir(parents=True, exist_ok=True)
+                unpack(archive, folder / archive.stem)
+            except BaseException:
+                with suppress(OSError):  # it is not empty, and stays
+                    (folder / archive.stem).rmdir()
+                raise
         return [folder / archive.stem for archive in archives]
 
     def locate(self) -> Path:
@@ -251,6 +265,11 @@ class FoodData(HomeworkData):
                 )
             self.unlabelled_pictures, good = self._decode(files.unlabelled.paths)
             self.unlabelled_rows = np.flatnonzero(good)
+            if len(self.unlabelled_rows) < self.unlabelled:
+                raise DataError(
+                    f"{folder}: {len(self.unlabelled_rows)} unlabelled images that can be read, too few for "
+                    f"data.unlabelled = {self.unlabelled}"
+                )
 
     def _decode(self, paths: Sequence[Path]) -> tuple[Pictures, np.ndarray]:
         decoded = decode(paths, self.image_size, self.bad_images)
@@ -274,36 +293,53 @@ class FoodData(HomeworkData):
 
     def split(self) -> list[Fold]:
         """The course's own validation folder, or stratified shuffled parts of all labelled images."""
+        assert self.files is not None
         rows, y = np.flatnonzero(self.good), self.targets.numpy()
-        if self.own_split and self.validation.any():
+        own = self.own_split and self.validation.any()
+        train = rows[~self.validation[rows]] if own else rows
+        counts = np.bincount(y[train], minlength=len(self.files.keys))
+        rare = f"class {self.files.classes[counts.argmin()]} has {counts.min()} images to train on that can be read"
+        if not counts.min() or (own and len(train) == len(rows)):
+            raise DataError(f"{self.files.path}: {rare if not counts.min() else 'no validation image can be read'}")
+        if own:
             if self.fold:
                 raise DataError(f"data.fold is {self.fold}, but there is only the course's own split; set data.folds")
-            return [Fold(rows[~self.validation[rows]], rows[self.validation[rows]])]
-        rarest = int(np.bincount(y[rows]).min())
-        if rarest < self.n_folds:
+            return [Fold(train, rows[self.validation[rows]])]
+        if counts.min() < self.n_folds:
+            why = " (there is no validation folder, so parts are held out)" if self.own_split else ""
             raise DataError(
-                f"{self.locate()}: the rarest class has {rarest} images, too few for data.folds = {self.n_folds}"
+                f"{self.files.path}: {rare}, too few to cut into data.folds = {self.n_folds} parts{why}; choose fewer"
             )
         seed = int(np.random.default_rng(self.seed).integers(2**31))
         cut = StratifiedKFold(self.n_folds, shuffle=True, random_state=seed)
         return [Fold(rows[train], rows[val]) for train, val in cut.split(rows, y[rows])]
 
     def _find_facts(self, files: ImageFolder) -> Facts:
-        train, val = self.split()[self.fold or 0]
-        mean, deviation = torch.zeros(3), torch.ones(3)
-        if self.normalise:
-            some = train[:: -(-len(train) // STATISTICS_FROM)]
-            by_image = torch.stack([self.pictures[torch.tensor([row])].double().flatten(2)[0] / 255 for row in some])
-            mean, deviation = by_image.mean((0, 2)).float(), by_image.permute(1, 0, 2).flatten(1).std(1).float()
+        train, val = self.chosen_folds()[0]
+        expected = self.model_facts()
+        if expected is not None:
+            mean, deviation = expected["mean"], expected["deviation"]
+        elif self.normalise:
+            mean, deviation = self._statistics(train[:: -(-len(train) // STATISTICS_FROM)])
+        else:
+            mean, deviation = torch.zeros(3), torch.ones(3)
         names = "\n".join(self._name(row) for row in val)
         return {
             "classes": files.classes,
             "keys": files.keys,
-            "image_size": self.image_size,
             "mean": mean,
             "deviation": deviation,
             "held_out": hashlib.sha256(names.encode()).hexdigest(),
         }
+
+    def _statistics(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Mean and deviation (3,) of the channels over whole images; never many of them in memory."""
+        sums = torch.zeros(2, 3, dtype=torch.float64)
+        for part in torch.from_numpy(rows).split(16):
+            pixels = self.pictures[part].double() / 255
+            sums += torch.stack((pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))))
+        mean, square = sums / (len(rows) * self.image_size**2)
+        return mean.float(), (square - mean.square()).clamp(min=1e-12).sqrt().float()
 
     def _name(self, row: int) -> str:
         """A labelled image's folders and name below the data's folder."""
@@ -315,7 +351,7 @@ class FoodData(HomeworkData):
     def train_dataloader(self) -> DataLoader:
         """Batches x uint8 (B, 3, H, W), y (B,), row (B,); with unlabelled images also weak and strong."""
         rank, world = self.rank()
-        tables = [self.split()[self.fold or 0].train]
+        tables = [self.chosen_folds()[0].train]
         other = None
         if self.unlabelled:
             other = self.unlabelled_pictures
@@ -323,13 +359,12 @@ class FoodData(HomeworkData):
         return ResumableLoader(
             TrainRows(self.pictures, self.targets, self.augment, self.seed, other),
             EpochBatchSampler(tables, self.batch_size, self.seed, rank, world),
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
+            **self._loading(),
         )
 
     def val_dataloader(self) -> DataLoader:
         """Batches x uint8 (B, 3, S, S), y (B,), row (B,) of the images held out."""
-        return self._judged(self.pictures, self.targets, self.split()[self.fold or 0].val)
+        return self._judged(self.pictures, self.targets, self.chosen_folds()[0].val)
 
     def test_dataloader(self) -> DataLoader:
         """The test images where their names carry labels, else the images held out."""
@@ -337,7 +372,7 @@ class FoodData(HomeworkData):
             return self._judged(self.test_pictures, self.test_targets, self.test_rows, self.tta)
         if not self.paths:
             raise DataError(f"{self.locate()}: nothing to score: neither labelled test images nor training images")
-        return self._judged(self.pictures, self.targets, self.split()[self.fold or 0].val, self.tta)
+        return self._judged(self.pictures, self.targets, self.chosen_folds()[0].val, self.tta)
 
     def predict_dataloader(self) -> DataLoader:
         """All test images in file order."""
@@ -345,20 +380,25 @@ class FoodData(HomeworkData):
 
     def _judged(self, pictures: Pictures, labels: Tensor | None, rows: np.ndarray, views: int = 0) -> DataLoader:
         rank, world = self.rank()
-        batches = torch.from_numpy(rows[rank::world]).split(self.batch_size)
+        batches = [part for part in torch.from_numpy(rows[rank::world]).split(self.batch_size) if len(part)]
         judged = JudgedRows(pictures, labels, self.augment, views, self.seed)
-        return DataLoader(judged, sampler=batches, batch_size=None, num_workers=self.workers)
+        return DataLoader(judged, sampler=batches, batch_size=None, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        """How batches are made and handed over."""
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return {"num_workers": self.workers, "persistent_workers": self.workers > 0, "pin_memory": on_gpu}
 
     def variants(self, count: int) -> Tensor:
         """A training image and `count` augmented versions of it, uint8 (1 + count, 3, S, S), or none."""
         if not self.paths:
             return torch.zeros((0, 3, self.image_size, self.image_size), dtype=torch.uint8)
-        row = torch.from_numpy(self.split()[self.fold or 0].train[:1])
+        row = torch.from_numpy(self.chosen_folds()[0].train[:1])
         plain = self.pictures[row]
         if isinstance(self.augment, nn.Identity):
             return plain
         resize = v2.Resize([self.image_size, self.image_size])
-        seen = [resize(varied(plain, row, self.augment, self.seed, k, 4)) for k in range(count)]
+        seen = [resize(varied(plain, row.unsqueeze(1), self.augment, self.seed, k, 4)) for k in range(count)]
         return torch.cat([plain, *seen])
 
     # results
@@ -399,10 +439,11 @@ class FoodData(HomeworkData):
         assert self.files is not None
         assert self.files.test is not None
         keys = [int(key) if key.isdecimal() else key for key in self.files.keys]
-        numbers = range(self.files.first_id, self.files.first_id + len(predictions))
+        numbers = list(range(self.files.first_id, self.files.first_id + len(predictions)))
         names = [path.stem for path in self.files.test.paths]
-        if all(name.isdecimal() for name in names):  # a missing file leaves a gap, it does not move the others
-            numbers = [int(name) for name in names]  # type: ignore[assignment]
+        named = {int(name) for name in names if name.isdecimal()}
+        if len(named) == len(names):  # a missing file leaves a gap, it does not move the others
+            numbers = [int(name) for name in names]
         width = self.files.id_width
         return ["Id", "Category"], [
             [f"{n:0{width}d}", keys[c]] for n, c in zip(numbers, self.decide(predictions), strict=True)

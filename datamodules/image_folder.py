@@ -11,7 +11,7 @@ import numpy as np
 
 from datamodules.errors import DataError
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".jfif"}
 PARTS = {
     "train": ("training", "train"),
     "val": ("validation", "valid", "val"),
@@ -88,7 +88,7 @@ def read_folder(folder: Path, expect: list[str] | None = None) -> ImageFolder:
     keys = _keys(train) if train else list(expect or [])
     classes = _class_names(home, keys) if train else keys
     index = {_canonical(key): number for number, key in enumerate(keys)}
-    test, alone = _read_test(parts["test"], index) if "test" in parts else (None, False)
+    test, alone = _read_test(parts["test"], index, split or not train) if "test" in parts else (None, False)
     is_2021 = alone or (split and "test" in parts and parts["test"].name.lower() == "testing")
     first_id, id_width = (0, 0) if is_2021 else _ids(test)
     return ImageFolder(
@@ -201,7 +201,7 @@ def _unlabelled(home: Path, parts: dict[str, Path]) -> Images | None:
 
 def _class_in(path: Path) -> str | None:
     """The class in a file name <class>_<number>.jpg."""
-    match = re.fullmatch(r"(.+)_[0-9]+", path.stem)
+    match = re.fullmatch(r"(?:.*\\)?(.+)_[0-9]+", path.stem)  # some unzippers put folder\name into the name
     return match[1] if match else None
 
 
@@ -311,19 +311,18 @@ def _labelled(files: Iterable[tuple[Path, str]], index: dict[str, int]) -> Image
     return Images(paths, np.array(labels, np.int64))
 
 
-def _read_test(part: Path, index: dict[str, int]) -> tuple[Images, bool]:
-    """Test images, and whether they lie in one sub-folder without classes, as in 2021 (testing/00)."""
+def _read_test(part: Path, index: dict[str, int], maybe_2021: bool) -> tuple[Images, bool]:
+    """Test images, and whether they lie as in 2021: testing/00 says nothing about their class."""
     direct = _images(part)
     if direct:
         keys = [_class_in(path) for path in direct]
         known = {key for key in keys if key is not None and _canonical(key) in index}
-        numbers = all(re.fullmatch(r"[0-9]+", key or "") for key in [*keys, *index])
-        if None not in keys and (known or numbers):
+        if None not in keys and known:
             return _labelled([(p, k) for p, k in zip(direct, keys, strict=True) if k], index), False
         return Images(direct, None), False  # names such as 0001.jpg, or what a camera calls its pictures
     folders = [path for path in _folders(part) if _holds_image(path)]
-    if len(folders) == 1:
-        return Images(_images(folders[0]), None), True
+    if len(folders) == 1 and (maybe_2021 or _canonical(folders[0].name) not in index):
+        return Images(_images(folders[0]), None), maybe_2021
     return _labelled(_keyed(part), index), False
 
 

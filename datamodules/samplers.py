@@ -51,17 +51,20 @@ class MemberBatchSampler(Sampler[torch.Tensor]):
 
 
 class EpochBatchSampler(MemberBatchSampler):
-    """The same row numbers together with the epoch, (epoch, (M, B)), for data whose noise changes from epoch to epoch.
+    """The same row numbers for data whose noise changes: (epoch, rows (M, B), draws (M, B)).
 
-    A last batch too small to give every rank a row is left out.
+    A draw counts how often the epoch has had the row before (members with fewer rows draw theirs several times). A last
+    batch too small to give every rank two rows is left out: batch norm cannot use it.
     """
 
     def __len__(self) -> int:
-        return super().__len__() - (0 < self.length % self.batch_size < self.world_size)
+        return super().__len__() - (0 < self.length % self.batch_size < 2 * self.world_size)
 
-    def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:  # type: ignore[override]
-        for rows in super().__iter__():
-            yield self.epoch, rows
+    def __iter__(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:  # type: ignore[override]
+        rounds = torch.tensor([[len(r)] for r in self.rows])
+        for step, rows in enumerate(super().__iter__(), self.start):
+            place = step * self.batch_size + self.rank + self.world_size * torch.arange(rows.shape[1])
+            yield self.epoch, rows, place // rounds
 
 
 class ResumableLoader(DataLoader):

@@ -71,29 +71,31 @@ class FoodClassifier(HomeworkModule):
         self._images: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._worst: list[tuple[float, int, int, Tensor]] = []
-        self.mean: Tensor
-        self.deviation: Tensor
+        self.scale: Tensor
+        self.shift: Tensor
 
     def build(self, facts: dict[str, Any]) -> None:
         """Create the network and the metrics for so many classes."""
         self.classes = count = len(facts["classes"])
         self.net = self.new_net(num_classes=count).to(memory_format=torch.channels_last)
-        self.register_buffer("mean", 255 * facts["mean"].view(3, 1, 1), persistent=False)  # the facts keep them
-        self.register_buffer("deviation", 255 * facts["deviation"].view(3, 1, 1), persistent=False)
+        mean, deviation = (facts[name].view(3, 1, 1) for name in ("mean", "deviation"))
+        self.register_buffer("scale", 1 / (255 * deviation), persistent=False)  # the facts keep them
+        self.register_buffer("shift", -mean / deviation, persistent=False)
         metrics = MetricCollection(
             {
-                "accuracy": MulticlassAccuracy(count, average="micro"),
-                "class_accuracy": MulticlassAccuracy(count, average="macro"),
+                "accuracy": MulticlassAccuracy(count, average="micro", validate_args=False),
+                "class_accuracy": MulticlassAccuracy(count, average="macro", validate_args=False),
             }
         )
         self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
-        self.train_accuracy = MulticlassAccuracy(count, average="micro")
-        self.confusion = MulticlassConfusionMatrix(count)
+        # validating means waiting for the device in every step
+        self.train_accuracy = MulticlassAccuracy(count, average="micro", validate_args=False)
+        self.confusion = MulticlassConfusionMatrix(count, validate_args=False)
 
     def normalised(self, x: Tensor) -> Tensor:
         """Images uint8 (..., 3, H, W) as the network takes them: floats, channels last."""
-        return (x.to(self.mean.dtype) - self.mean) / self.deviation
+        return torch.addcmul(self.shift, x.to(self.shift.dtype), self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores of images uint8, (B, 3, H, W) -> (B, C)."""
@@ -159,13 +161,14 @@ class FoodClassifier(HomeworkModule):
         counts = self.trainer.num_val_batches or self.trainer.num_test_batches
         batches = sum(counts) if isinstance(counts, list) else int(counts)
         step = max(1, len(batch["y"]) * int(batches) // KEPT)
-        self._seen.append((shares.float().cpu(), batch["y"].cpu()))
-        self._images.append(batch["x"][::step].cpu())
-        self._labels.append(batch["y"][::step].cpu())
+        shares, y = shares.float().cpu(), batch["y"].cpu()
+        self._seen.append((shares, y))
+        self._images.append(batch["x"][::step].cpu().clone())  # not a view, which would keep the whole batch
+        self._labels.append(y[::step])
         sure, label = shares.max(1)
-        wrong = (label != batch["y"]).nonzero().flatten()
+        wrong = (label != y).nonzero().flatten()
         for i in wrong[sure[wrong].argsort(descending=True)[:WORST]].tolist():
-            self._worst.append((float(sure[i]), int(batch["y"][i]), int(label[i]), batch["x"][i].cpu()))
+            self._worst.append((float(sure[i]), int(y[i]), int(label[i]), batch["x"][i].cpu().clone()))
         self._worst = sorted(self._worst, key=lambda entry: -entry[0])[:WORST]
 
     def on_validation_epoch_start(self) -> None:
@@ -211,18 +214,20 @@ class FoodClassifier(HomeworkModule):
             hook.remove()
         return {name: torch.cat(parts) for name, parts in found.items()}
 
+    @torch.compiler.set_stance("force_eager")  # hooks look into the network
     def draw(self) -> dict[str, Figure]:
         """Confusions, accuracy by class, worst mistakes, Grad-CAM, features in 2-D, first filters, augmentations."""
-        if not self._seen or self.facts is None:
+        if self.facts is None or not (self._seen or self.trainer.world_size > 1):
             return {}
         training, classes = self.net.training, self.facts["classes"]
         self.net.eval()
-        matrix = self.confusion.compute().cpu()
+        matrix = self.confusion.compute().cpu()  # all ranks take part, those that have seen no image, too
+        if not self._seen:
+            return {}
         images, labels = torch.cat(self._images), torch.cat(self._labels)
         figures = {
             "confusion": confusion_matrix(matrix, classes),
             "class_accuracy": class_accuracy(matrix, classes),
-            "features": embedding(self.features(images), labels, classes),
         }
         first = next((m for m in self.net.modules() if isinstance(m, nn.Conv2d)), None)
         if first is not None and first.in_channels == 3:
@@ -231,6 +236,7 @@ class FoodClassifier(HomeworkModule):
             titles = [f"{classes[said]} {sure:.0%}\nis {classes[true]}" for sure, true, said, _ in self._worst]
             figures["worst_mistakes"] = sheet(torch.stack([image for *_, image in self._worst]), titles)
         if self.stages():
+            figures["features"] = embedding(self.features(images), labels, classes)
             some = torch.linspace(0, len(images) - 1, min(8, len(images))).long()
             x = self.normalised(images[some].to(self.device))
             with torch.no_grad():

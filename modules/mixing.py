@@ -14,8 +14,8 @@ def mixup(x: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
         alpha: lambda ~ Beta(alpha, alpha), one a sample.
     """
     other = torch.randperm(len(x), device=x.device)
-    share = Beta(alpha, alpha).sample((len(x),)).to(x)
-    by_image, by_class = share.view(-1, 1, 1, 1), share.view(-1, 1)
+    share = Beta(*target.new_full((2,), alpha)).sample((len(x),))  # drawn where it is used: nothing waits
+    by_image, by_class = share.view(-1, 1, 1, 1).to(x.dtype), share.view(-1, 1)
     return torch.lerp(x[other], x, by_image), torch.lerp(target[other], target, by_class)
 
 
@@ -25,15 +25,14 @@ def cutmix(x: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     The box has the share 1 - lambda of the area and a centre anywhere, so the border may cut it; lambda is then
     counted anew from its pixels, as in the authors' code. Arguments as in `mixup`.
     """
-    size = torch.tensor(x.shape[2:], device=x.device)
     other = torch.randperm(len(x), device=x.device)
-    share = Beta(alpha, alpha).sample((len(x), 1)).to(x)
-    half = (size * (1 - share).sqrt() / 2).long()  # (B, 2): half of height and width
-    centre = (torch.rand(len(x), 2, device=x.device) * size).long()
-    inside = [
-        ((place - centre[:, d : d + 1]) >= -half[:, d : d + 1]) & ((place - centre[:, d : d + 1]) < half[:, d : d + 1])
-        for d, place in enumerate(torch.arange(int(n), device=x.device) for n in x.shape[2:])
-    ]
+    share = Beta(*target.new_full((2,), alpha)).sample((len(x), 1))
+    inside = []  # of the box, (B, H) and (B, W)
+    for size in x.shape[2:]:
+        half = (size * (1 - share).sqrt() / 2).long()
+        centre = (torch.rand(len(x), 1, device=x.device) * size).long()
+        away = torch.arange(size, device=x.device) - centre
+        inside.append((away >= -half) & (away < half))
     box = inside[0].unsqueeze(2) & inside[1].unsqueeze(1)  # (B, H, W)
     left = 1 - box.to(target.dtype).mean((1, 2)).unsqueeze(1)
     return torch.where(box.unsqueeze(1), x[other], x), torch.lerp(target[other], target, left)

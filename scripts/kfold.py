@@ -3,6 +3,7 @@
 Nothing is chosen by looking at held-out rows: early stopping is dropped and the last weights are scored.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def main(args: list[str]) -> int:
     rows, predicted = (np.concatenate(part) for part in zip(*held, strict=True))
     report(run, cli.datamodule, rows, predicted, test)
     if no_test is not None:
-        raise DataError(f"no submission.csv was written: {no_test}")
+        print(f"leeml: no submission.csv was written: {no_test}", file=sys.stderr)
     return 0
 
 

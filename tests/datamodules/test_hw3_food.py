@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ from torchvision.transforms import v2
 
 from datamodules.errors import DataError
 from datamodules.hw3_food import FoodData, Pictures, varied
+
+CPU = SimpleNamespace(root_device=torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +90,7 @@ def test_facts_are_those_of_the_training_images(folder):
                        for d in [food(folder)] for p in [d.pictures] for r in d.split()[0].train]) / 255  # fmt: skip
     assert facts["classes"] == facts["keys"] == ["0", "1", "2"]
     np.testing.assert_allclose(facts["mean"], pixels.mean((0, 2, 3)), rtol=1e-5)
-    np.testing.assert_allclose(facts["deviation"], pixels.std((0, 2, 3), ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(facts["deviation"], pixels.std((0, 2, 3)), rtol=1e-5)
     plain = food(folder, normalise=False).facts
     assert plain["mean"].tolist() == [0, 0, 0]
     assert plain["deviation"].tolist() == [1, 1, 1]
@@ -124,24 +127,24 @@ def test_noise_is_a_function_of_seed_epoch_and_image_alone(folder):
 def test_the_networks_noise_does_not_depend_on_the_datas(folder):
     dataset = food(folder, augment=jitter()).train_dataloader().dataset
     state = torch.get_rng_state()
-    dataset[(0, torch.tensor([[3, 4]]))]
+    dataset[(0, torch.tensor([[3, 4]]), torch.zeros(1, 2, dtype=torch.long))]
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_images_of_a_batch_are_changed_each_in_its_own_way():
     x = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(32, 3, 16, 16)
-    seen = varied(x, torch.arange(32), v2.RandomResizedCrop(8), 0, 0)
+    seen = varied(x, torch.arange(32)[:, None], v2.RandomResizedCrop(8), 0, 0)
     assert len({image.numpy().tobytes() for image in seen}) > 28
 
 
 def test_ranks_share_a_batch_with_the_same_noise(folder):
-    whole = epoch_of(food(folder, augment=jitter(), batch_size=7))
+    whole = epoch_of(food(folder, augment=jitter(), batch_size=8))
     shares = []
     for rank in range(2):
-        data = food(folder, augment=jitter(), batch_size=7)
+        data = food(folder, augment=jitter(), batch_size=8)
         connector = SimpleNamespace(use_distributed_sampler=False)
         data.trainer = SimpleNamespace(
-            global_rank=rank, world_size=2, _accelerator_connector=connector, lightning_module=None
+            global_rank=rank, world_size=2, _accelerator_connector=connector, lightning_module=None, strategy=CPU
         )
         shares.append(epoch_of(data))
     for batch, *parts in zip(whole, *shares, strict=True):
@@ -151,11 +154,14 @@ def test_ranks_share_a_batch_with_the_same_noise(folder):
 
 
 def test_a_last_batch_too_small_for_all_ranks_is_left_out(folder):
-    data = food(folder, batch_size=29)  # 30 images: 29 and 1
+    assert len(food(folder, batch_size=29).train_dataloader()) == 1  # 30 images: 29 and 1, which batch norm refuses
+    data = food(folder, batch_size=27)
     assert len(data.train_dataloader()) == 2
     connector = SimpleNamespace(use_distributed_sampler=False)
-    data.trainer = SimpleNamespace(global_rank=1, world_size=2, _accelerator_connector=connector, lightning_module=None)
-    assert [len(batch["row"]) for batch in epoch_of(data)] == [14]
+    data.trainer = SimpleNamespace(
+        global_rank=1, world_size=2, _accelerator_connector=connector, lightning_module=None, strategy=CPU
+    )
+    assert [len(batch["row"]) for batch in epoch_of(data)] == [13]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -191,6 +197,36 @@ def test_unlabelled_images_come_in_two_views(folder):
         assert (weak - strong).abs().max() < 30
         seen += len(batch["weak"])
     assert seen >= 20
+
+
+def test_a_labelled_image_drawn_twice_looks_new(folder):
+    """The labelled part is the smaller one, so an epoch goes through it several times."""
+    for n in range(90):
+        write_image(folder / "unlabeled" / f"{n:04d}.jpg", n, 500 + n)
+    batches = epoch_of(food(folder, augment=[v2.RandomResizedCrop(12)], unlabelled=1))
+    seen = {}
+    for batch in batches:
+        for row, x in zip(batch["row"].tolist(), batch["x"], strict=True):
+            seen.setdefault(row, []).append(x.numpy().tobytes())
+    assert {len(views) for views in seen.values()} == {3}
+    assert all(len(set(views)) == 3 for views in seen.values())
+
+
+def test_too_few_unlabelled_images(folder):
+    write_image(folder / "unlabeled" / "0.jpg", 99, 1)
+    with pytest.raises(DataError, match="1 unlabelled images"):
+        food(folder, unlabelled=2)
+
+
+def test_setup_maps_the_images_instead_of_loading_them(tmp_path):
+    """The statistics take a few images at a time."""
+    folder = write_set(tmp_path / "many", train=60)
+    food(folder, image_size=64)
+    tracemalloc.start()
+    food(folder, image_size=64)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 192 * 64 * 64 * 3 * 8 / 4, "numpy's share of the memory"
 
 
 def test_pictures_travel_to_workers_without_their_pixels(folder):
@@ -234,6 +270,21 @@ def test_a_broken_test_image_still_has_its_line(folder):
     assert rows == list(range(6))
 
 
+@pytest.mark.parametrize(("broken", "says"), [("1", "class 1 has 0 images"), ("[012]", "has 0 images")])
+def test_a_class_without_a_readable_image_is_an_error(folder, broken, says):
+    for path in (folder / "training").glob(f"{broken}_*.jpg"):
+        path.write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(DataError, match=says):
+        food(folder)
+
+
+def test_validation_images_of_which_none_can_be_read_are_an_error(folder):
+    for path in (folder / "validation").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(DataError, match="no validation image"):
+        food(folder)
+
+
 # results
 
 
@@ -265,6 +316,27 @@ def test_a_missing_test_file_does_not_move_the_others(folder):
     (folder / "test" / "0003.jpg").unlink()
     data = food(folder, "predict")
     assert [row[0] for row in data.submission(np.eye(3)[[0] * 5])[1]] == ["0001", "0002", "0004", "0005", "0006"]
+
+
+def test_ids_are_unique_where_names_are_not(tmp_path):
+    for name in ("pizza", "ramen"):
+        for part in ("train", "test"):
+            for n in range(6):
+                write_image(tmp_path / "own" / part / name / f"{n:03d}.png", 99, n)
+    data = food(tmp_path / "own", "predict")
+    ids = [row[0] for row in data.submission(np.eye(2)[[0] * 12])[1]]
+    assert ids == [f"{n:04d}" for n in range(1, 13)]
+
+
+def test_a_test_folder_of_one_class_is_labelled_and_a_camera_names_are_not(folder):
+    shutil.rmtree(folder / "test")
+    for n in range(3):
+        write_image(folder / "test" / "1" / f"{n}.jpg", 99, n)
+    assert food(folder, "test").test_targets.tolist() == [1, 1, 1]
+    shutil.rmtree(folder / "test")
+    for n in range(3):
+        write_image(folder / "test" / f"20240101_{n}.jpg", 99, n)
+    assert food(folder, "predict").test_targets is None
 
 
 def test_labelled_test_images_are_scored_and_others_not(folder):
@@ -305,7 +377,8 @@ def test_variants_show_one_image_in_many_ways(folder):
         ({"batch_size": 0}, "data.batch_size"),
         ({"workers": -1}, "data.workers"),
         ({"unlabelled": 2}, "no unlabelled images"),
-        ({"folds": 99}, "rarest class has 14 images"),
+        ({"folds": 99}, "has 14 images to train on"),
+        ({"augment": [v2.ToDtype(torch.float32, scale=True)]}, "leave out ToDtype"),
         ({"fold": 1}, "course's own split"),
     ],
 )
@@ -329,7 +402,7 @@ def test_a_zip_is_found_and_unpacked(folder, tmp_path):
 def trained_on(data, **facts):
     """As if a module with these facts were in the trainer."""
     module = SimpleNamespace(facts=data.facts | facts)
-    return SimpleNamespace(lightning_module=module, world_size=1, global_rank=0)
+    return SimpleNamespace(lightning_module=module, world_size=1, global_rank=0, strategy=CPU)
 
 
 def test_other_classes_or_other_held_out_images_than_the_models_are_refused(folder):

@@ -304,8 +304,6 @@ class TestRefused:
         course(tmp_path, test="old")
         put(tmp_path / "evaluation", *by_name(11), name)
         refused(tmp_path, f"{tmp_path / 'evaluation' / name}: its class")
-        put(tmp_path / "alone" / "test", "11_0.jpg", "12_0.jpg")
-        refused(tmp_path / "alone", "11_0.jpg: its class '11'", expect=[str(n) for n in range(11)])
         put(tmp_path / "folders" / "test", "cat/0.jpg", "dog/0.jpg")
         refused(tmp_path / "folders", "0.jpg: its class 'dog'", "cat, cow", expect=["cat", "cow"])
 

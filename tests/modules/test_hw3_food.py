@@ -18,7 +18,6 @@ from modules.nets.resnet import ResNet
 FACTS = {
     "classes": ["a", "b", "c"],
     "keys": ["0", "1", "2"],
-    "image_size": 4,
     "mean": torch.tensor([0.2, 0.3, 0.4]),
     "deviation": torch.tensor([0.5, 0.6, 0.7]),
     "held_out": "",
@@ -167,6 +166,19 @@ def test_metrics_are_those_of_the_whole_held_out_set(trained):
     matrix = module.confusion.compute()
     assert matrix.sum() == len(right)
     assert matrix.diagonal().sum() == right.sum()
+
+
+def test_only_the_images_shown_are_kept(trained):
+    _, module, _ = trained
+    shown = [*module._images, *(image for *_, image in module._worst)]
+    assert sum(x.untyped_storage().nbytes() for x in shown) == sum(x.numel() for x in shown)
+
+
+def test_a_network_without_convolutions_can_be_drawn(trained):
+    trainer, _, data = trained
+    module = FoodClassifier(net=functools.partial(Linear, size=32))
+    trainer.validate(module, data, verbose=False)
+    assert {"confusion", "worst_mistakes"} <= module.draw().keys()
 
 
 def test_pictures(trained):
