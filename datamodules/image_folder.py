@@ -327,8 +327,9 @@ def _read_test(part: Path, index: dict[str, int], maybe_2021: bool) -> tuple[Ima
 
 
 def _ids(test: Images | None) -> tuple[int, int]:
-    """First number and width of the test files' names where all are numbers of one width."""
+    """First number and width of the test files' names where all are numbers of one width, none of them twice."""
     stems = [path.stem for path in test.paths] if test else []
-    if stems and all(re.fullmatch(r"[0-9]+", stem) for stem in stems) and len({len(stem) for stem in stems}) == 1:
+    numbers = len(set(stems)) == len(stems) and all(re.fullmatch(r"[0-9]+", stem) for stem in stems)
+    if stems and numbers and len({len(stem) for stem in stems}) == 1:
         return int(stems[0]), len(stems[0])
     return FIRST_ID, ID_WIDTH
