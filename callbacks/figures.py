@@ -41,7 +41,7 @@ def plot_curves(curves: dict[str, list[tuple[float, float]]], ylabel: str, log: 
     axes = figure.subplots()
     for name, points in sorted(curves.items()):
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, label=name, linewidth=1.2)
+        axes.plot(steps, values, label=name, linewidth=1.2, marker="." if len(points) < 30 else None)
     axes.set(xlabel="optimizer step", ylabel=ylabel)
     if log and all(v > 0 for points in curves.values() for _, v in points):
         axes.set_yscale("log")

@@ -43,23 +43,23 @@ class RunProgress(ProgressBar):
         """Redraw a few times a second."""
         if self._bar is not None and (now := time.monotonic()) - self._drawn > self.INTERVAL:
             self._drawn = now
-            self._draw(trainer)
+            self._draw(trainer, done=False)
 
-    def _draw(self, trainer: Trainer) -> None:
+    def _draw(self, trainer: Trainer, done: bool) -> None:
         assert self._bar is not None
         scores = {k: f"{float(v):.4g}" for k, v in trainer.progress_bar_metrics.items()}
         if not self._bar.disable:
             self._bar.n = trainer.global_step
             self._bar.set_postfix({"epoch": trainer.current_epoch, **scores})
-        elif self._total and (tenth := 10 * trainer.global_step // self._total) > self._tenth:
-            self._tenth = tenth
+        elif done or (self._total and self._tenth < (tenth := 10 * trainer.global_step // self._total) < 10):
+            self._tenth = tenth = 10 if done else tenth  # the last line waits for the last validation
             text = " ".join(f"{k} {v}" for k, v in scores.items())
             print(f"{tenth * 10:3d} %  epoch {trainer.current_epoch}  {text}", file=sys.stderr, flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar on its last state."""
         if self._bar is not None:
-            self._draw(trainer)
+            self._draw(trainer, done=True)
             self._bar.close()
             self._bar = None
 

@@ -129,6 +129,13 @@ class HomeworkData(LightningDataModule, ABC):
             )
         if len(found) > 1:
             found.pop("sample", None)  # generated data steps back where there is real data
+        if not self.root.is_dir():
+            raise DataError(f"{self.root}: no such folder (--data.root or LEEML_DATA). {self._ways()}")
+        if not found and self.has_files(self.root):
+            raise DataError(
+                f"{self.root}: the {self.homework} files lie here themselves; say --data.dir {self.root} instead of "
+                f"--data.root, or move them into {base}"
+            )
         if not found:
             raise DataError(f"{base}: no {self.homework} files found. {self._ways()}")
         if len(found) > 1:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -191,7 +192,10 @@ class FoodData(HomeworkData):
         place = source or folder
         archives = [place] if place.is_file() else sorted(place.glob("*.zip"))
         if not archives:
-            raise DataError(f"{place}: no zip file here; name one with --source FILE")
+            what = "no zip file here" if place.exists() else "no such file or folder"
+            raise DataError(
+                f"{place}: {what}; name a zip with --source FILE (folders of images are read as they are: --data.dir)"
+            )
         for archive in archives:
             try:
                 (folder / archive.stem).mkdir(parents=True, exist_ok=True)
@@ -243,7 +247,7 @@ class FoodData(HomeworkData):
             raise DataError(f"{folder}: no training images here, and {stage} needs them. {self._ways()}")
         if stage == "predict":
             if files.test is None:
-                raise DataError(f"{folder}: no test images here (a folder test, testing or evaluation). {self._ways()}")
+                raise DataError(f"{files.path / 'test'}: no test images here; put the images to be classified there")
             self._open_test(files.test)
             return
         if stage == "test" and files.test is not None and files.test.labels is not None:
@@ -252,6 +256,12 @@ class FoodData(HomeworkData):
         if files.train is not None:
             self._open_labelled(files.train, files.val)
             self.facts = self._find_facts(files)
+            if stage == "fit":
+                held = self.chosen_folds()[0]
+                rank_zero_info(
+                    f"{folder}: {len(held.train)} images to train on, {len(held.val)} held out, "
+                    f"{len(files.classes)} classes: {', '.join(files.classes[:12])}"
+                )
             if expected is not None and expected["held_out"] != self.facts["held_out"]:
                 raise DataError(
                     f"{folder}: other images are held out here than in the run, which trained on some of them; keep "
@@ -439,15 +449,15 @@ class FoodData(HomeworkData):
         assert self.files is not None
         assert self.files.test is not None
         keys = [int(key) if key.isdecimal() else key for key in self.files.keys]
-        numbers = list(range(self.files.first_id, self.files.first_id + len(predictions)))
-        names = [path.stem for path in self.files.test.paths]
-        named = {int(name) for name in names if name.isdecimal()}
-        if len(named) == len(names):  # a missing file leaves a gap, it does not move the others
-            numbers = [int(name) for name in names]
-        width = self.files.id_width
-        return ["Id", "Category"], [
-            [f"{n:0{width}d}", keys[c]] for n, c in zip(numbers, self.decide(predictions), strict=True)
-        ]
+        paths = self.files.test.paths
+        numbers = {int(path.stem) for path in paths if path.stem.isdecimal()}
+        if len(numbers) == len(paths):  # the course's: a number, padded as the edition does
+            ids = [f"{int(path.stem):0{self.files.id_width}d}" for path in paths]
+        elif len({path.name for path in paths}) == len(paths):
+            ids = [path.name for path in paths]
+        else:
+            ids = [path.relative_to(self.files.path).as_posix() for path in paths]
+        return ["Id", "Category"], [[i, keys[c]] for i, c in zip(ids, self.decide(predictions), strict=True)]
 
 
 def _short(keys: Sequence[str]) -> str:

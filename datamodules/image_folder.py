@@ -20,7 +20,7 @@ PARTS = {
 }
 LABELLED = ("labeled", "labelled")
 PART_OF = {name: part for part, names in PARTS.items() for name in names}
-FIRST_ID, ID_WIDTH = 1, 4  # of the submission in 2022
+ID_WIDTH = 4  # of the submission in 2022
 
 
 class Images(NamedTuple):
@@ -41,8 +41,7 @@ class ImageFolder:
     val: Images | None
     test: Images | None
     unlabelled: Images | None
-    first_id: int  # of the submission file: 1 in 2022, 0 in 2021 and 2023
-    id_width: int  # digits of its ids, 0 where they are not padded (2021)
+    id_width: int  # digits of the submission file's ids, 0 where they are not padded (2021)
 
 
 def has_images(folder: Path) -> bool:
@@ -90,7 +89,6 @@ def read_folder(folder: Path, expect: list[str] | None = None) -> ImageFolder:
     index = {_canonical(key): number for number, key in enumerate(keys)}
     test, alone = _read_test(parts["test"], index, split or not train) if "test" in parts else (None, False)
     is_2021 = alone or (split and "test" in parts and parts["test"].name.lower() == "testing")
-    first_id, id_width = (0, 0) if is_2021 else _ids(test)
     return ImageFolder(
         path=home,
         classes=classes,
@@ -99,8 +97,7 @@ def read_folder(folder: Path, expect: list[str] | None = None) -> ImageFolder:
         val=_labelled(_keyed(parts["val"]), index) if "val" in parts else None,
         test=test,
         unlabelled=_unlabelled(home, parts),
-        first_id=first_id,
-        id_width=id_width,
+        id_width=0 if is_2021 else _id_width(test),
     )
 
 
@@ -326,10 +323,8 @@ def _read_test(part: Path, index: dict[str, int], maybe_2021: bool) -> tuple[Ima
     return _labelled(_keyed(part), index), False
 
 
-def _ids(test: Images | None) -> tuple[int, int]:
-    """First number and width of the test files' names where all are numbers of one width, none of them twice."""
+def _id_width(test: Images | None) -> int:
+    """Width of the test files' names where all are numbers of one width, else the course's."""
     stems = [path.stem for path in test.paths] if test else []
-    numbers = len(set(stems)) == len(stems) and all(re.fullmatch(r"[0-9]+", stem) for stem in stems)
-    if stems and numbers and len({len(stem) for stem in stems}) == 1:
-        return int(stems[0]), len(stems[0])
-    return FIRST_ID, ID_WIDTH
+    widths = {len(stem) for stem in stems if re.fullmatch(r"[0-9]+", stem)}
+    return widths.pop() if len(widths) == 1 else ID_WIDTH

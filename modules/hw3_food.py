@@ -233,18 +233,20 @@ class FoodClassifier(HomeworkModule):
         if first is not None and first.in_channels == 3:
             figures["first_filters"] = filters(first.weight.detach().float().cpu())
         if self._worst:
-            titles = [f"{classes[said]} {sure:.0%}\nis {classes[true]}" for sure, true, said, _ in self._worst]
+            titles = [
+                f"said {classes[said]} ({sure:.0%})\ntruth {classes[true]}" for sure, true, said, _ in self._worst
+            ]
             figures["worst_mistakes"] = sheet(torch.stack([image for *_, image in self._worst]), titles)
-        if self.stages():
+        if self.stages() and len(images) >= 30:  # fewer points show nothing
             figures["features"] = embedding(self.features(images), labels, classes)
+        if self.stages():
             some = torch.linspace(0, len(images) - 1, min(8, len(images))).long()
             x = self.normalised(images[some].to(self.device))
             with torch.no_grad():
                 said = self.net(x).argmax(1)
             maps = grad_cam(self.net, self.stages()[-1], x, said).float().cpu()
-            titles = [
-                f"{classes[s]}\nis {classes[t]}" for s, t in zip(said.tolist(), labels[some].tolist(), strict=True)
-            ]
+            pairs = torch.stack((said.cpu(), labels[some]), dim=1).tolist()
+            titles = [f"said {classes[answer]}\ntruth {classes[true]}" for answer, true in pairs]
             figures["grad_cam"] = heatmaps(images[some], maps, titles)
         variants = getattr(self.trainer.datamodule, "variants", None)  # type: ignore[attr-defined]
         if variants is not None and len(seen := variants(5)) > 1:

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,39 +34,43 @@ def data_class(homework: str) -> "type[HomeworkData]":
 
 def main(args: list[str]) -> int:
     """Run one of the data verbs."""
-    parser = Parser(prog="leeml data", description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True)
     help_of = {
         "sample": "write a small generated set in the course's layout",
         "fetch": "download the course's files",
         "prepare": "turn raw files into the course's layout",
     }
-    for verb, text in help_of.items():
-        sub = verbs.add_parser(verb, help=text, description=text)
-        sub.add_argument("homework", help=", ".join(homeworks()))
-        sub.add_argument(
-            "root", nargs="?", type=Path, help="data folder (default: $LEEML_DATA, else data/ in the project)"
-        )
-        if verb == "sample":
-            sub.add_argument("--seed", type=int, default=0)
-            sub.add_argument("--if_empty", action="store_true", help="do nothing where the homework has data already")
-        if verb == "fetch":
-            sub.add_argument("--edition", help="2021, 2022 or 2023 (default: all)")
-        if verb == "prepare":
-            sub.add_argument("--source", type=Path, help="file or folder with the raw data (default: the data folder)")
-    own = parser.parse_args(args[1:])
+    parser = Parser(
+        prog="leeml data", description=__doc__, formatter_class=RawDescriptionHelpFormatter,
+        epilog="\n".join(f"{verb:<8} {text}" for verb, text in help_of.items()) + "\nEach has its own --help.",
+    )  # fmt: skip
+    parser.add_argument("verb", choices=help_of)
+    verb = parser.parse_args(args[1:2]).verb
+    parser = Parser(prog=f"leeml data {verb}", description=help_of[verb])
+    parser.add_argument("homework", help=", ".join(homeworks()))
+    parser.add_argument(
+        "root", nargs="?", type=Path, help="data folder with one sub-folder a homework, to be written to "
+        "(default: $LEEML_DATA, else data/ in the project)",
+    )  # fmt: skip
+    if verb == "sample":
+        parser.add_argument("--seed", type=int, default=0)
+        parser.add_argument("--if_empty", action="store_true", help="do nothing where the homework has data already")
+    if verb == "fetch":
+        parser.add_argument("--edition", help="2021, 2022 or 2023 (default: all)")
+    if verb == "prepare":
+        parser.add_argument("--source", type=Path, help="file or folder with the raw data (default: the data folder)")
+    own = parser.parse_intermixed_args(args[2:])  # the folder may come after the flags
     cls = data_class(own.homework)
     from datamodules.base import default_root
 
     root = (own.root or default_root()).expanduser()
     folder = root / own.homework
-    if own.verb == "sample":
+    if verb == "sample":
         there = [p.name for p in folder.iterdir() if cls.has_files(p)] if folder.is_dir() else []
         if own.if_empty and (there or cls.has_files(folder)):
             print(f"{folder}: data is here already ({', '.join(there) or 'the course files'})")
             return 0
         files = cls.sample(folder / "sample", own.seed)
-    elif own.verb == "fetch":
+    elif verb == "fetch":
         files = cls.fetch(folder, own.edition)
     else:
         files = cls.prepare(folder, own.source and own.source.expanduser())

@@ -77,7 +77,7 @@ def known_classes() -> None:
     """Import all that configs may name by short names."""
     for package in (modules, datamodules, callbacks):
         for found in pkgutil.iter_modules(package.__path__):
-            if not found.ispkg:
+            if not found.ispkg and (package is callbacks or found.name.startswith("hw")):
                 importlib.import_module(f"{package.__name__}.{found.name}")
 
 
@@ -383,7 +383,10 @@ def run_cli(args: list[str], early_stopping: bool = True) -> LeemlCLI:
     for noise in NOISE:
         warnings.filterwarnings("ignore", message=noise)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
-    if {"-h", "--help", "--print_config"} & set(args) or any(a.startswith("--print_config") for a in args):
+    asks = {"-h", "--help"} & set(args) or any(
+        a.startswith(("--print_config", "--data.help", "--model.help")) for a in args
+    )
+    if asks:
         if args[0] == "fit":
             args = [find_config(a) if before in ("-c", "--config") else a for before, a in pairwise(["", *args])]
         return LeemlCLI(args, RunFolder(Path("runs")))

@@ -155,8 +155,8 @@ def pipeline(folder: Path, repeats: int, what: str) -> None:
         },
     }
     print(
-        f"\nInput pipeline: {len(plain)} training images, {what}; batch {BATCH}, medians of {repeats} turns; "
-        "files in the system's cache; our first epoch builds the map, its validation is counted in"
+        f"\nInput pipeline: {len(plain)} training images, {what}; batch {BATCH}, 1 thread, medians of {repeats} "
+        "turns; files in the system's cache; our first epoch builds the map, its validation is counted in"
     )
     for title, parts in groups.items():
         seconds = medians(parts, repeats)
@@ -355,11 +355,13 @@ def speed(root: Path | None, repeats: int) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     folder = editions(root)[0]
     with empty_cache(), tempfile.TemporaryDirectory() as name:
-        large, data = Path(name), ready(folder)
+        large, data, threads = Path(name), ready(folder), torch.get_num_threads()
+        torch.set_num_threads(1)  # as in the workers: on single images two wait for each other, long if others compute
         pipeline(folder, repeats, "the files as they are")
         write_large(large, data.pictures.images)
         kilobytes = median(path.stat().st_size for path in large.rglob("*.jpg")) / 1000
         pipeline(large, repeats, f"generated files of {LARGE} px, {kilobytes:.0f} KB")
+        torch.set_num_threads(threads)
         training_step(folder, repeats)
     if torch.cuda.is_available():
         resnet_on_gpu(repeats)

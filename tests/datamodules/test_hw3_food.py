@@ -309,7 +309,7 @@ def test_submission_of_2021_and_of_own_classes(tmp_path):
             write_image(tmp_path / "own" / "train" / name / f"{n}.png", 99, 50 + n)
     write_image(tmp_path / "own" / "test" / "lunch.webp", 99, 70)
     data = food(tmp_path / "own", "predict")
-    assert data.submission(np.eye(2)[[1]])[1] == [["0001", "ramen"]]
+    assert data.submission(np.eye(2)[[1]])[1] == [["lunch.webp", "ramen"]]
 
 
 def test_a_missing_test_file_does_not_move_the_others(folder):
@@ -325,7 +325,7 @@ def test_ids_are_unique_where_names_are_not(tmp_path):
                 write_image(tmp_path / "own" / part / name / f"{n:03d}.png", 99, n)
     data = food(tmp_path / "own", "predict")
     ids = [row[0] for row in data.submission(np.eye(2)[[0] * 12])[1]]
-    assert ids == [f"{n:04d}" for n in range(1, 13)]
+    assert ids == [f"test/{name}/{n:03d}.png" for name in ("pizza", "ramen") for n in range(6)]
 
 
 def test_a_test_folder_of_one_class_is_labelled_and_a_camera_names_are_not(folder):
