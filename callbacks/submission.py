@@ -14,7 +14,7 @@ from callbacks.files import whole
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV with CRLF line ends, as csv.writer and the course's samples do; it appears whole or not at all."""
-    with whole(path) as scratch, open(scratch, "w", newline="") as file:
+    with whole(path) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)

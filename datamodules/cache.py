@@ -58,8 +58,8 @@ def decode(paths: Sequence[Path], size: int, bad: Literal["skip", "refuse"] = "s
         return Decoded(np.zeros((0, size, size, 3), np.uint8), np.zeros(0, bool))
     folder = cache_folder() / "images"
     folder.mkdir(parents=True, exist_ok=True)
-    contents = _contents(folder, names)
-    target = folder / f"{size}px-{_digest([str(FORMAT), str(size), *contents])}.npy"
+    contents = content_digests(folder, names)
+    target = folder / f"{size}px-{digest([str(FORMAT), str(size), *contents])}.npy"
     header = _header(len(names), size)
     pixels = len(names) * size * size * 3
     length = len(header) + pixels + len(names)
@@ -82,7 +82,8 @@ def _report(bad: list[str], count: int, how: Literal["skip", "refuse"]) -> None:
     warnings.warn(f"{text}; they are skipped", stacklevel=3)
 
 
-def _digest(texts: Sequence[str]) -> str:
+def digest(texts: Sequence[str]) -> str:
+    """A short name for a list of texts."""
     return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).hexdigest()
 
 
@@ -90,9 +91,9 @@ def _content(name: str) -> str:
     return hashlib.blake2b(Path(name).read_bytes(), digest_size=16).hexdigest()
 
 
-def _contents(folder: Path, names: list[str]) -> list[str]:
+def content_digests(folder: Path, names: list[str]) -> list[str]:
     """Digest of each file; read only where size or times are not those in the index of these names."""
-    index = folder / f"index-{_digest(names)}.json"
+    index = folder / f"index-{digest(names)}.json"
     try:
         known = json.loads(index.read_text())
     except (OSError, ValueError):
@@ -103,7 +104,7 @@ def _contents(folder: Path, names: list[str]) -> list[str]:
     stale = [i for i, mark in enumerate(marks) if known[i] is None or known[i][:3] != mark]
     if stale:
         chunks = [stale[i : i + CHUNK] for i in range(0, len(stale), CHUNK)]
-        with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(stale), desc="reading images", leave=False) as bar:
+        with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(stale), desc="reading files", leave=False) as bar:
             for chunk, fresh in zip(chunks, pool.map(lambda c: [_content(names[i]) for i in c], chunks), strict=True):
                 for i, content in zip(chunk, fresh, strict=True):
                     known[i] = [*marks[i], content]
@@ -196,4 +197,4 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -14,7 +14,7 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.cache import _contents, _digest, cache_folder
+from datamodules.cache import cache_folder, content_digests, digest
 from datamodules.errors import DataError
 
 FORMAT = 1  # of the maps; another number builds them all anew
@@ -66,8 +66,8 @@ def pack(files: Sequence[Path], read: Callable[[Path], np.ndarray], precision: P
     names = [os.path.abspath(path) for path in files]
     folder = cache_folder() / "frames"
     folder.mkdir(parents=True, exist_ok=True)
-    key = [str(FORMAT), f"{read.__module__}.{read.__qualname__}", *_contents(folder, names)]
-    target = folder / f"{precision}-{_digest(key)}.npy"
+    key = [str(FORMAT), f"{read.__module__}.{read.__qualname__}", *content_digests(folder, names)]
+    target = folder / f"{precision}-{digest(key)}.npy"
     if not _is_whole(target):
         with FileLock(f"{target}.lock"):
             if not _is_whole(target):  # else another process built it while this one waited

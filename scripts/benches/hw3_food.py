@@ -314,6 +314,7 @@ def resident() -> dict[str, float]:
 
 def epoch_memory(folder: str) -> None:
     """Run in a process of its own: an epoch of batches, and what memory it took, as JSON."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     before = resident()
     data = ready(Path(folder))
     assert data.facts is not None

@@ -166,8 +166,33 @@ def test_a_zip_alone_says_how_to_unpack_it(root, copy, tmp_path):
     shutil.make_archive(str(tmp_path / "zips" / "hw3_food" / "food"), "zip", copy / "hw3_food")
     says = ["food.zip", "leeml data prepare hw3_food --source"]
     fails(tmp_path, "fit", "--config", root / "food.yaml", "--data.root", tmp_path / "zips", says=says)
-    works("data", "prepare", "hw3_food", tmp_path / "new", "--source", tmp_path / "zips" / "hw3_food" / "food.zip")
+    works("data", "prepare", "hw3_food", "--source", tmp_path / "zips" / "hw3_food" / "food.zip", tmp_path / "new")
     assert (tmp_path / "new" / "hw3_food" / "food" / "training").is_dir()
+
+
+def test_a_root_that_holds_the_files_itself_is_told_apart_from_one_that_is_not_there(root, copy, tmp_path):
+    line = ["fit", "--config", root / "food.yaml", "--run_dir", tmp_path / "run", "--data.root"]
+    fails(tmp_path, *line, copy / "hw3_food", says=["--data.dir"])
+    fails(tmp_path, *line, tmp_path / "nowhere", says=["no such folder"])
+
+
+def test_photos_of_ones_own(root, tmp_path):
+    """A folder a class and no validation part; the answers go by file name."""
+    place = tmp_path / "hw3_food"
+    for path in sorted((root / "hw3_food" / "sample" / "training").iterdir()):
+        kind = {"0": "蛋餅", "1": "beef noodles", "2": "$5 rice"}.get(path.stem.split("_")[0])
+        if kind:
+            (place / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, place / kind / f"{path.stem}.JPG")
+    (place / "test").mkdir()
+    for n in (1, 2):
+        shutil.copy(root / "hw3_food" / "sample" / "test" / f"{n:04d}.jpg", place / "test" / f"holiday{n}.jpg")
+    run = tmp_path / "run"
+    works("fit", "--config", root / "food.yaml", "--data.root", tmp_path, "--run_dir", run, "--trainer.max_epochs", 2)
+    works("predict", "--run_dir", run)
+    table = lines(run / "submission.csv")
+    assert [row[0] for row in table] == ["Id", "holiday1.jpg", "holiday2.jpg"]
+    assert {row[1] for row in table[1:]} <= {"蛋餅", "beef noodles", "$5 rice"}
 
 
 @pytest.mark.parametrize(
@@ -175,7 +200,7 @@ def test_a_zip_alone_says_how_to_unpack_it(root, copy, tmp_path):
     [
         (["--model.net", "torchvision.models.resnet19"], ["model.net", "class or function", "resnet19"]),
         (["--data.augment", "null"], ["data.tta is 2"]),
-        (["--data.folds", "50"], ["rarest class"]),
+        (["--data.folds", "50"], ["too few to cut into data.folds = 50"]),
     ],
 )
 def test_mistakes_on_the_line(root, tmp_path, flags, says):
