@@ -1,6 +1,4 @@
-"""Frames of all utterances end to end in one memory map, windows of them gathered when a batch is made, and batches of
-whole utterances of like length.
-"""
+"""Frames of all utterances end to end in one memory map, and windows of them gathered when a batch is made."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -18,7 +16,6 @@ from datamodules.cache import cache_folder, content_digests, digest
 from datamodules.errors import DataError
 
 FORMAT = 1  # of the maps; another number builds them all anew
-JITTER = 0.03  # of the lengths when they are sorted: company changes from epoch to epoch, padding hardly grows
 
 Precision = Literal["float32", "float16"]
 
@@ -151,40 +148,3 @@ def windows(frames: Tensor, offsets: Tensor, index: Tensor, n: int) -> Tensor:
     near = index[:, None] + torch.arange(-(n // 2), n // 2 + 1, device=index.device)
     rows = torch.minimum(torch.maximum(near, first[:, None]), last[:, None])
     return frames.index_select(0, rows.flatten()).view(*rows.shape, frames.shape[1])
-
-
-def length_buckets(
-    lengths: np.ndarray, max_frames: int, seed: int = 0, epoch: int = 0, rank: int = 0, world_size: int = 1
-) -> list[np.ndarray]:
-    """Utterance numbers of each batch of an epoch: utterances of like length, batches in random order, each one once.
-
-    The order is a pure function of (seed, epoch). As with rows, batches are those of an optimizer step over all ranks
-    together, and each rank takes every world-th utterance of each: all have the same number of batches, none is empty.
-
-    Args:
-        lengths: Frames of each utterance, (U,).
-        max_frames: Of a batch over all ranks, utterances x the longest of them.
-        seed, epoch: Of the order.
-        rank, world_size: This process and the number of them.
-
-    Raises:
-        DataError: max_frames does not hold enough of the longest utterance, or there are fewer utterances than ranks.
-    """
-    least = int(max(lengths, default=1)) * (
-        2 * world_size - 1
-    )  # then every batch but the last has one more than needed
-    if max_frames < least:
-        raise DataError(f"at most {max_frames} frames a batch are too few for the longest utterance; allow {least}")
-    if len(lengths) < world_size:
-        raise DataError(f"{len(lengths)} utterances cannot be shared out over {world_size} processes; start fewer")
-    noise = np.random.default_rng((seed, epoch))
-    order = np.argsort(-lengths * noise.uniform(1 - JITTER, 1 + JITTER, len(lengths)))
-    starts, longest = [0], 0
-    for place, length in enumerate(lengths[order].tolist()):
-        longest = max(longest, length)
-        if longest * (place + 1 - starts[-1]) > max_frames:
-            starts.append(place)
-            longest = length
-    starts[1:] = [min(start, len(order) - world_size) for start in starts[1:]]  # one for each rank in the last batch
-    batches = np.split(order, starts[1:])
-    return [batches[i][rank::world_size] for i in noise.permutation(len(batches))]

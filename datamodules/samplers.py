@@ -7,6 +7,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from datamodules.errors import DataError
+
+JITTER = 0.03  # of the lengths when they are sorted: company changes from epoch to epoch, padding hardly grows
+
 
 class MemberBatchSampler(Sampler[torch.Tensor]):
     """Row numbers (M, B) of every training step for M networks trained in one pass, each in its own order.
@@ -67,6 +71,84 @@ class EpochBatchSampler(MemberBatchSampler):
             yield self.epoch, rows, place // rounds
 
 
+def length_buckets(
+    lengths: np.ndarray, max_frames: int, seed: int = 0, epoch: int = 0, rank: int = 0, world_size: int = 1
+) -> list[np.ndarray]:
+    """Sequence numbers of each batch of an epoch: sequences of like length, batches in random order, each one once.
+
+    The order is a pure function of (seed, epoch); the number of batches is that of every epoch. As with rows, batches
+    are those of an optimizer step over all ranks together, and each rank takes every world-th sequence of each: all
+    have the same number of batches, none is empty.
+
+    Args:
+        lengths: Frames of each sequence, (U,).
+        max_frames: Of a batch over all ranks, sequences x the longest of them; one of the longest sequences a rank
+            is always allowed.
+        seed, epoch: Of the order.
+        rank, world_size: This process and the number of them.
+
+    Raises:
+        DataError: there are fewer sequences than ranks.
+    """
+    if len(lengths) < world_size:
+        raise DataError(f"{len(lengths)} utterances cannot be shared out over {world_size} processes; start fewer")
+    # the k-th longest after any jitter is at most so long: the same cuts hold for every epoch
+    longest = -np.sort(-lengths) * (1 + JITTER) / (1 - JITTER)
+    # with 2 w - 1 of the longest, the last batch can be filled up to w and leave w in the one before
+    room = max(max_frames, longest[0] * (2 * world_size - 1))
+    starts = [0]
+    for place in range(len(longest)):
+        if longest[starts[-1]] * (place + 1 - starts[-1]) > room:
+            starts.append(place)
+    starts[1:] = [min(start, len(lengths) - world_size) for start in starts[1:]]  # one for each rank in the last batch
+    noise = np.random.default_rng((seed, epoch))
+    order = np.argsort(-lengths * noise.uniform(1 - JITTER, 1 + JITTER, len(lengths)))
+    batches = np.split(order, starts[1:])
+    return [batches[i][rank::world_size] for i in noise.permutation(len(batches))]
+
+
+class LengthBucketSampler(Sampler[tuple[int, torch.Tensor]]):
+    """(epoch, sequence numbers (U,)) of every training step: whole sequences of like length, see `length_buckets`.
+
+    Args:
+        sequences: Their numbers.
+        lengths: Frames of each, in the same order.
+        max_frames: Of a batch over all ranks, with padding.
+        seed: Seed of the order.
+        rank, world_size: This process and the number of them.
+    """
+
+    def __init__(
+        self,
+        sequences: np.ndarray,
+        lengths: np.ndarray,
+        max_frames: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.sequences, self.lengths, self.max_frames, self.seed = sequences, lengths, max_frames, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.start = 0
+        self.length = len(self._batches())
+
+    def _batches(self) -> list[np.ndarray]:
+        return length_buckets(self.lengths, self.max_frames, self.seed, self.epoch, self.rank, self.world_size)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
+        start, self.start = self.start, 0
+        for batch in self._batches()[start:]:
+            yield self.epoch, torch.from_numpy(self.sequences[batch])
+
+
 class ResumableLoader(DataLoader):
     """A DataLoader over whole batches that goes on after the last batch it gave (Lightning saves its state).
 
@@ -74,7 +156,7 @@ class ResumableLoader(DataLoader):
     `next`, so Lightning's `set_epoch` is always in time.
     """
 
-    def __init__(self, dataset: Any, sampler: MemberBatchSampler, **kwargs: Any) -> None:
+    def __init__(self, dataset: Any, sampler: MemberBatchSampler | LengthBucketSampler, **kwargs: Any) -> None:
         super().__init__(dataset, sampler=sampler, batch_size=None, **kwargs)
         self._given = 0
 

@@ -1,21 +1,20 @@
-"""datamodules/packed.py: one map of all frames, windows as by hand, batches that are whole and hardly padded."""
+"""datamodules/packed.py: one map of all frames, windows as by hand."""
 
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules import packed
 from datamodules.errors import DataError
 from datamodules.libriphone import read_features
-from datamodules.packed import concatenate, length_buckets, pack, windows
+from datamodules.packed import concatenate, pack, windows
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -185,74 +184,3 @@ print(total, peak() - before)
         total, growth = done.stdout.split()
         assert int(total) == 200_000
         assert float(growth) < 60  # MB; the pages of the map count
-
-
-def padding(lengths: np.ndarray, max_frames: int, world_size: int = 1) -> float:
-    batches = [b for r in range(world_size) for b in length_buckets(lengths, max_frames, 0, 0, r, world_size)]
-    return 1 - lengths.sum() / sum(lengths[batch].max() * len(batch) for batch in batches)
-
-
-class TestBuckets:
-    @example(lengths=np.ones(6, int), room=0, world_size=3, seed=0, epoch=0)  # 5 and 1, and no rank may go without
-    @settings(max_examples=200)
-    @given(
-        lengths=st.lists(st.integers(1, 20), min_size=1, max_size=40).map(np.array),
-        room=st.integers(0, 40),
-        world_size=st.integers(1, 4),
-        seed=st.integers(0, 9),
-        epoch=st.integers(0, 9),
-    )
-    def test_properties(self, lengths: np.ndarray, room: int, world_size: int, seed: int, epoch: int) -> None:
-        max_frames = int(lengths.max()) * (2 * world_size - 1) + room
-        if len(lengths) < world_size:
-            with pytest.raises(DataError, match=rf"{len(lengths)} utterances cannot be shared out over {world_size}"):
-                length_buckets(lengths, max_frames, seed, epoch, 0, world_size)
-            return
-        ranks = [length_buckets(lengths, max_frames, seed, epoch, rank, world_size) for rank in range(world_size)]
-        assert len({len(batches) for batches in ranks}) == 1
-        assert all(len(batch) for batches in ranks for batch in batches)
-        together = [np.concatenate(parts) for parts in zip(*ranks, strict=True)]
-        assert sorted(np.concatenate(together).tolist()) == list(range(len(lengths)))
-        assert all(lengths[batch].max() * len(batch) <= max_frames for batch in together)
-        again = length_buckets(lengths, max_frames, seed, epoch, 0, world_size)
-        assert [batch.tolist() for batch in again] == [batch.tolist() for batch in ranks[0]]
-
-    def test_ranks_share_the_batches_of_one_process(self) -> None:
-        lengths = np.random.default_rng(0).integers(100, 700, 300)
-        one = length_buckets(lengths, 6000, 3, 5)
-        two = [length_buckets(lengths, 6000, 3, 5, rank, 2) for rank in range(2)]
-        assert [set(a) | set(b) for a, b in zip(*two, strict=True)] == [set(batch) for batch in one]
-
-    def test_epochs_and_seeds_differ(self) -> None:
-        lengths = np.random.default_rng(0).integers(100, 700, 300)
-        orders = [length_buckets(lengths, 6000, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
-        sets = [{frozenset(batch.tolist()) for batch in batches} for batches in orders]
-        for a, b in ((0, 1), (0, 2), (1, 2)):
-            assert len(sets[a] & sets[b]) < len(sets[a]) / 2  # other company, not only another order
-        longest = [int(lengths[batch].max()) for batch in orders[0]]
-        assert longest != sorted(longest)
-        assert longest != sorted(longest, reverse=True)
-
-    @pytest.mark.parametrize("world_size", [1, 2])
-    def test_hardly_padded(self, world_size: int) -> None:
-        rng = np.random.default_rng(0)
-        libriphone = rng.normal(620, 190, 4286).clip(139, 998).astype(int)
-        timit = rng.integers(100, 701, 4620)
-        for lengths, max_frames in ((libriphone, 16000), (libriphone, 64000), (timit, 8000), (timit, 32000)):
-            assert padding(lengths, max_frames, world_size) < 0.05
-            batches = length_buckets(lengths, max_frames)
-            assert len(batches) < 1.15 * lengths.sum() / max_frames + 2  # and they are full
-
-    def test_hardly_padded_on_the_real_sample(self, tmp_path: Path, real_data: Callable[[str], Path]) -> None:
-        from zipfile import ZipFile
-
-        with ZipFile(real_data("hw2_phoneme") / "timit_sample_13spk.zip") as zipped:
-            sizes = [info.file_size for info in zipped.infolist() if info.filename.endswith(".wav")]
-        lengths = (np.array(sizes) - 44) // 320
-        assert padding(lengths, 4000) < 0.1
-
-    @pytest.mark.parametrize("world_size", [1, 2])
-    def test_too_little_room(self, world_size: int) -> None:
-        least = 500 * (2 * world_size - 1)
-        with pytest.raises(DataError, match=rf"at most {least - 1} frames .* longest utterance; allow {least}"):
-            length_buckets(np.array([100, 500, 300]), least - 1, world_size=world_size)

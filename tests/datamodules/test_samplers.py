@@ -1,19 +1,22 @@
 """datamodules/samplers.py: every row once an epoch, the same rows on any number of ranks, exact resume."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.samplers import MemberBatchSampler, ResumableLoader
+from datamodules.errors import DataError
+from datamodules.samplers import LengthBucketSampler, MemberBatchSampler, ResumableLoader, length_buckets
 
 SIZES = {"length": st.integers(1, 60), "batch_size": st.integers(1, 25), "seed": st.integers(0, 2**40)}
 
@@ -211,3 +214,86 @@ def test_trainer_goes_on_where_the_checkpoint_was_written(hook: str, step: int, 
     assert [(epoch, batch) for epoch, batch, _ in whole] == [(e, b) for e in range(3) for b in range(3)]
     assert all(a[2] != b[2] for a, b in pairwise(whole))
     assert fit(path) == whole[step:]
+
+
+# batches of whole sequences
+
+
+def padding(lengths: np.ndarray, max_frames: int, world_size: int = 1) -> float:
+    batches = [b for r in range(world_size) for b in length_buckets(lengths, max_frames, 0, 0, r, world_size)]
+    return 1 - lengths.sum() / sum(lengths[batch].max() * len(batch) for batch in batches)
+
+
+@example(lengths=np.ones(6, int), max_frames=5, world_size=3, seed=0, epoch=0)  # 5 and 1, and no rank may go without
+@settings(max_examples=200)
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=40).map(np.array),
+    max_frames=st.integers(0, 150),
+    world_size=st.integers(1, 8),
+    seed=st.integers(0, 9),
+    epoch=st.integers(0, 9),
+)
+def test_length_buckets(lengths: np.ndarray, max_frames: int, world_size: int, seed: int, epoch: int) -> None:
+    if len(lengths) < world_size:
+        with pytest.raises(DataError, match=rf"{len(lengths)} utterances cannot be shared out over {world_size}"):
+            length_buckets(lengths, max_frames, seed, epoch, 0, world_size)
+        return
+    ranks = [length_buckets(lengths, max_frames, seed, epoch, rank, world_size) for rank in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert all(len(batch) for batches in ranks for batch in batches)
+    together = [np.concatenate(parts) for parts in zip(*ranks, strict=True)]
+    assert sorted(np.concatenate(together).tolist()) == list(range(len(lengths)))
+    room = max(max_frames, lengths.max() * (2 * world_size - 1) * 1.07)
+    assert all(lengths[batch].max() * len(batch) <= room for batch in together)
+    again = length_buckets(lengths, max_frames, seed, epoch, 0, world_size)
+    assert [batch.tolist() for batch in again] == [batch.tolist() for batch in ranks[0]]
+    assert len(length_buckets(lengths, max_frames, seed + 1, epoch + 1, 0, world_size)) == len(ranks[0])
+
+
+def test_ranks_share_the_buckets_of_one_process() -> None:
+    lengths = np.random.default_rng(0).integers(100, 700, 300)
+    one = length_buckets(lengths, 6000, 3, 5)
+    two = [length_buckets(lengths, 6000, 3, 5, rank, 2) for rank in range(2)]
+    assert [set(a) | set(b) for a, b in zip(*two, strict=True)] == [set(batch) for batch in one]
+
+
+def test_company_differs_between_epochs_and_seeds() -> None:
+    lengths = np.random.default_rng(0).integers(100, 700, 300)
+    orders = [length_buckets(lengths, 6000, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    sets = [{frozenset(batch.tolist()) for batch in batches} for batches in orders]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert len(sets[a] & sets[b]) < len(sets[a]) / 2  # other company, not only another order
+    longest = [int(lengths[batch].max()) for batch in orders[0]]
+    assert longest != sorted(longest)
+    assert longest != sorted(longest, reverse=True)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_hardly_padded(world_size: int) -> None:
+    rng = np.random.default_rng(0)
+    libriphone = rng.normal(620, 190, 4286).clip(139, 998).astype(int)
+    timit = rng.integers(100, 701, 4620)
+    for lengths, max_frames in ((libriphone, 16000), (libriphone, 64000), (timit, 8000), (timit, 32000)):
+        assert padding(lengths, max_frames, world_size) < 0.05
+        batches = length_buckets(lengths, max_frames)
+        assert len(batches) < 1.2 * lengths.sum() / max_frames + 2  # and they are full
+
+
+def test_hardly_padded_on_the_real_sample(real_data: Callable[[str], Path]) -> None:
+    with ZipFile(real_data("hw2_phoneme") / "timit_sample_13spk.zip") as zipped:
+        sizes = [info.file_size for info in zipped.infolist() if info.filename.endswith(".wav")]
+    lengths = (np.array(sizes) - 44) // 320
+    assert padding(lengths, 4000) < 0.1
+
+
+def test_a_bucket_sampler_goes_on_where_it_stopped() -> None:
+    sequences, lengths = np.arange(50) + 100, np.random.default_rng(0).integers(1, 30, 50)
+    sampler = LengthBucketSampler(sequences, lengths, 90, seed=4)
+    sampler.set_epoch(3)
+    whole = list(sampler)
+    assert len(whole) == len(sampler) > 5
+    assert sorted(torch.cat([rows for _, rows in whole]).tolist()) == sequences.tolist()
+    assert {epoch for epoch, _ in whole} == {3}
+    sampler.start = 5
+    assert [rows.tolist() for _, rows in sampler] == [rows.tolist() for _, rows in whole[5:]]
+    assert len(list(sampler)) == len(sampler)
