@@ -20,6 +20,7 @@ from datamodules.cache import decode
 from datamodules.download import RemoteFile, fetch, unpack
 from datamodules.errors import DataError
 from datamodules.image_folder import ImageFolder, Images, has_images, images_home, read_folder
+from datamodules.sample import write_food
 from datamodules.samplers import EpochBatchSampler, ResumableLoader
 
 STATISTICS_FROM = 2000  # images behind mean and deviation of the channels: enough for three digits
@@ -104,7 +105,8 @@ class FoodData(HomeworkData):
     """Course files of HW3, any edition, or any folder with a folder per class, recognised by what is there.
 
     Images are decoded once into a memory map (see datamodules/cache.py) and augmented one by one when a batch is made.
-    The facts for the module: classes, size, and the training images' mean and deviation by channel.
+    The facts for the module: names and keys of the classes, the training images' mean and deviation by channel, and a
+    digest of which images are held out.
 
     Args:
         folds: Cut training and validation images together into so many parts, stratified and shuffled (as
@@ -174,8 +176,6 @@ class FoodData(HomeworkData):
     @staticmethod
     def sample(folder: Path, seed: int = 0) -> list[Path]:
         """Write a small generated set in the layout of 2022."""
-        from datamodules.sample import write_food
-
         return write_food(folder, seed)
 
     @classmethod
@@ -211,15 +211,10 @@ class FoodData(HomeworkData):
         base = self.dir or self.root / self.homework
         try:
             folder = super().locate()
-            inner = images_home(
-                folder
-            )  # a folder around the images' own counts as theirs, but it may be another edition's
-            if (
-                self.edition is not None
-                and folder == base != inner
-                and inner is not None
-                and inner.name != self.edition
-            ):
+            # one folder around the images is looked through, whatever its name: below root it may be another edition's
+            inner = images_home(folder) or folder
+            looked_through = self.dir is None and folder == base != inner
+            if self.edition is not None and looked_through and inner.name != self.edition:
                 raise DataError(f"{base / self.edition}: no files of edition {self.edition!r} here, only {inner.name}")
             return folder
         except DataError:

@@ -18,7 +18,7 @@ from modules.nets.grad_cam import grad_cam
 from modules.nets.resnet import ResNet
 from modules.pictures import class_accuracy, confusion_matrix, embedding, filters, heatmaps, sheet
 
-KEPT = 512  # judged images kept for the pictures
+KEPT = 512  # judged images kept for the pictures, or somewhat more: every n-th of each batch
 WORST = 24  # mistakes on a sheet
 
 
@@ -27,8 +27,9 @@ class FoodClassifier(HomeworkModule):
 
     Args:
         optimizer: See HomeworkModule.
-        net: Called with num_classes: a class of modules.nets by class_path, or any model of torchvision, such as
-            torchvision.models.efficientnet_b0 (its name alone; without pretrained weights, as the course demands).
+        net: Called with num_classes: a class of modules.nets by class_path, or any model of torchvision (but googlenet
+            and inception, which return several scores), such as torchvision.models.efficientnet_b0 (its name alone;
+            without pretrained weights, as the course demands).
         label_smoothing: Share of the target spread evenly over all classes (Szegedy et al. 2016, arXiv 1512.00567).
         mixup: Alpha of mixup, 0 for none (see modules/mixing.py).
         cutmix: Alpha of CutMix; with both, each batch takes one of them by chance.
@@ -222,11 +223,11 @@ class FoodClassifier(HomeworkModule):
         """Confusions, accuracy by class, worst mistakes, Grad-CAM, features in 2-D, first filters, augmentations."""
         if self.facts is None or not (self._seen or self.trainer.world_size > 1):
             return {}
-        training, classes = self.net.training, self.facts["classes"]
-        self.net.eval()
         matrix = self.confusion.compute().cpu()  # all ranks take part, those that have seen no image, too
         if not self._seen:
             return {}
+        training, classes = self.net.training, self.facts["classes"]
+        self.net.eval()
         images, labels = torch.cat(self._images), torch.cat(self._labels)
         figures = {
             "confusion": confusion_matrix(matrix, classes),

@@ -261,3 +261,36 @@ def embedding(layers: dict[str, Tensor], labels: Tensor, classes: Sequence[str])
         marks = [Line2D([], [], linestyle="", marker="o", color=colours(i)) for i in range(len(classes))]
         figure.legend(marks, [printable(name) for name in classes], loc="outside right upper", fontsize=8)
     return figure
+
+
+@_with_fonts
+def labelled_frames(x: Tensor, tracks: dict[str, Tensor], classes: Sequence[str], seconds: float = 0.01) -> Figure:
+    """Features over time, and below them rows of labels, such as true and predicted phones.
+
+    Args:
+        x: (T, D), drawn with the first feature at the bottom.
+        tracks: Name -> labels (T,); a run of one label is one box with its name.
+        classes: Their names.
+        seconds: Of a frame.
+    """
+    length = len(x) * seconds
+    figure = Figure(figsize=(max(6.0, min(5 * length, 20.0)), 2.5 + 0.5 * len(tracks)), layout="constrained")
+    top, *below = figure.subplots(
+        1 + len(tracks), 1, sharex=True, height_ratios=[5.0, *(1.0 for _ in tracks)], squeeze=False
+    ).flat
+    top.imshow(x.cpu().float().T.numpy(), origin="lower", aspect="auto", extent=(0, length, 0, x.shape[1]), cmap="magma")
+    top.set_yticks([])
+    colours = _colours(len(classes))
+    for axes, (name, labels) in zip(below, tracks.items(), strict=True):
+        runs, counts = labels.cpu().unique_consecutive(return_counts=True)
+        start = 0
+        for label, count in zip(runs.tolist(), counts.tolist(), strict=True):
+            axes.axvspan(start * seconds, (start + count) * seconds, color=colours(label), alpha=0.45, linewidth=0)
+            axes.axvline(start * seconds, color="white", linewidth=0.8)
+            middle = (start + count / 2) * seconds
+            axes.text(middle, 0.5, printable(classes[label]), ha="center", va="center", fontsize=7, clip_on=True)
+            start += count
+        axes.set_yticks([])
+        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+    below[-1].set_xlabel("seconds")
+    return figure

@@ -1,4 +1,4 @@
-"""FoodData: what is held out, what a batch holds, noise by seed, epoch and image alone, the file of answers."""
+"""FoodData: what is held out, what a batch holds, noise by seed, epoch, image and draw alone, the file of answers."""
 
 import pickle
 import shutil
@@ -113,7 +113,7 @@ def test_a_batch_holds_the_images_themselves(folder):
     assert sorted(seen) == data.split()[0].train.tolist()
 
 
-def test_noise_is_a_function_of_seed_epoch_and_image_alone(folder):
+def test_noise_is_a_function_of_seed_epoch_image_and_draw_alone(folder):
     base = by_row(epoch_of(food(folder, augment=jitter())))
     assert {tuple(x.shape) for x in base.values()} == {(3, 12, 12)}
     for same in (food(folder, augment=jitter(), batch_size=5), food(folder, augment=jitter(), workers=2)):
@@ -435,3 +435,8 @@ def test_the_edition_asked_for_is_the_one_that_is_read(tmp_path):
     assert FoodData(root=str(tmp_path), edition=2022).locate() == tmp_path / "hw3_food" / "2022"
     with pytest.raises(DataError, match="no files of edition '2021'"):
         FoodData(root=str(tmp_path), edition=2021).locate()
+
+
+def test_the_very_folder_wins_over_the_edition(tmp_path):
+    write_set(tmp_path / "somewhere" / "food11")
+    assert FoodData(dir=str(tmp_path / "somewhere"), edition=2022).locate() == tmp_path / "somewhere"

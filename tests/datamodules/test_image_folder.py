@@ -59,7 +59,7 @@ def labels(images: Images | None) -> list[int]:
     return images.labels.tolist()
 
 
-def refused(folder: Path, *parts: str, expect: list[str] | None = None) -> None:
+def assert_refused(folder: Path, *parts: str, expect: list[str] | None = None) -> None:
     with pytest.raises(DataError) as caught:
         read_folder(folder, expect)
     text = str(caught.value)
@@ -237,45 +237,45 @@ class TestRefused:
     def test_nothing(self, tmp_path: Path) -> None:
         assert not has_images(tmp_path / "gone")
         assert not has_images(tmp_path)
-        refused(tmp_path / "gone", "gone: not a folder", "training/")
-        refused(tmp_path, f"{tmp_path}: no images", "here: nothing", "expected training/")
+        assert_refused(tmp_path / "gone", "gone: not a folder", "training/")
+        assert_refused(tmp_path, f"{tmp_path}: no images", "here: nothing", "expected training/")
         put(tmp_path, "covid.train.csv", "one/two/three/1.jpg")
         assert not has_images(tmp_path)
-        refused(tmp_path, "here: one/, covid.train.csv")
+        assert_refused(tmp_path, "here: one/, covid.train.csv")
 
     def test_empty_parts(self, tmp_path: Path) -> None:
         for part in ("training", "validation", "test"):
             (tmp_path / part).mkdir()
         assert not has_images(tmp_path)
-        refused(tmp_path, "no images", "training/")
+        assert_refused(tmp_path, "no images", "training/")
         put(tmp_path / "test", "0001.jpg")
-        refused(tmp_path, f"{tmp_path / 'training'}: no image here", "<class>_<number>.jpg")
+        assert_refused(tmp_path, f"{tmp_path / 'training'}: no image here", "<class>_<number>.jpg")
         put(tmp_path / "training", *by_name(2))
-        refused(tmp_path, f"{tmp_path / 'validation'}: no image here", "remove it")
+        assert_refused(tmp_path, f"{tmp_path / 'validation'}: no image here", "remove it")
 
     def test_no_training_part(self, tmp_path: Path) -> None:
         put(tmp_path / "test", "0001.jpg")
-        refused(tmp_path, "no training images", "here: test/")
-        refused(tmp_path / "test", "no training images", "images without classes")
+        assert_refused(tmp_path, "no training images", "here: test/")
+        assert_refused(tmp_path / "test", "no training images", "images without classes")
 
     def test_two_folders_for_one_part(self, tmp_path: Path) -> None:
         put(course(tmp_path) / "Train", "0_0.jpg")
-        refused(tmp_path, "Train", "training", "expected one train folder")
+        assert_refused(tmp_path, "Train", "training", "expected one train folder")
 
     def test_a_number_without_images(self, tmp_path: Path) -> None:
         put(tmp_path / "train", "0_0.jpg", "1_0.jpg", "3_0.jpg")
-        refused(tmp_path, f"{tmp_path / 'train'}: no image of class 2", "0 to 3")
+        assert_refused(tmp_path, f"{tmp_path / 'train'}: no image of class 2", "0 to 3")
         put(tmp_path / "b" / "train", "1_0.jpg", "2_0.jpg")
-        refused(tmp_path / "b", "no image of class 0")
+        assert_refused(tmp_path / "b", "no image of class 0")
 
     def test_a_class_folder_without_images(self, tmp_path: Path) -> None:
         course_2021(tmp_path)
         folder = tmp_path / "training" / "labeled" / "05"
         for path in folder.iterdir():
             path.unlink()
-        refused(tmp_path, f"{folder}: no image of this class")
+        assert_refused(tmp_path, f"{folder}: no image of this class")
         folder.rmdir()
-        refused(tmp_path, f"{folder.parent}: no image of class 5")
+        assert_refused(tmp_path, f"{folder.parent}: no image of class 5")
 
     def test_own_numbers_need_not_begin_at_0(self, tmp_path: Path) -> None:
         put(tmp_path, "1/a.jpg", "2/b.jpg")
@@ -285,33 +285,33 @@ class TestRefused:
 
     def test_a_single_class(self, tmp_path: Path) -> None:
         put(tmp_path / "train", *by_name(1))
-        refused(tmp_path, "all 2 images are of class 0", "two or more")
+        assert_refused(tmp_path, "all 2 images are of class 0", "two or more")
 
     def test_a_training_file_without_a_class(self, tmp_path: Path) -> None:
         put(course(tmp_path) / "training", "0_1 (1).jpg")
-        refused(tmp_path, f"{tmp_path / 'training' / '0_1 (1).jpg'}: the name carries no class", "3_12.jpg")
+        assert_refused(tmp_path, f"{tmp_path / 'training' / '0_1 (1).jpg'}: the name carries no class", "3_12.jpg")
 
     def test_images_beside_class_folders(self, tmp_path: Path) -> None:
         put(course(tmp_path) / "training" / "pizza", "1.jpg")
-        refused(tmp_path, f"{tmp_path / 'training'}: holds images (0_0.jpg)", "pizza/")
+        assert_refused(tmp_path, f"{tmp_path / 'training'}: holds images (0_0.jpg)", "pizza/")
 
     def test_a_class_that_training_lacks(self, tmp_path: Path) -> None:
         put(course(tmp_path) / "validation", "11_0.jpg")
-        refused(tmp_path, f"{tmp_path / 'validation' / '11_0.jpg'}: its class '11'", "11 classes", "0, 1 … 10")
+        assert_refused(tmp_path, f"{tmp_path / 'validation' / '11_0.jpg'}: its class '11'", "11 classes", "0, 1 … 10")
 
     @pytest.mark.parametrize("name", ["11_0.jpg", "pizza_0.jpg"])
     def test_a_test_label_that_is_no_class(self, name: str, tmp_path: Path) -> None:
         course(tmp_path, test="old")
         put(tmp_path / "evaluation", *by_name(11), name)
-        refused(tmp_path, f"{tmp_path / 'evaluation' / name}: its class")
+        assert_refused(tmp_path, f"{tmp_path / 'evaluation' / name}: its class")
         put(tmp_path / "folders" / "test", "cat/0.jpg", "dog/0.jpg")
-        refused(tmp_path / "folders", "0.jpg: its class 'dog'", "cat, cow", expect=["cat", "cow"])
+        assert_refused(tmp_path / "folders", "0.jpg: its class 'dog'", "cat, cow", expect=["cat", "cow"])
 
     @pytest.mark.parametrize("text", ["0 Bread\n1 Egg\n2 Rice\n3 Soup\n", "Bread\nEgg\nRice\nSoup\n"])
     def test_a_name_without_images(self, text: str, tmp_path: Path) -> None:
         put(tmp_path / "training", *by_name(3))
         (tmp_path / "classes.txt").write_text(text)
-        refused(tmp_path, f"{tmp_path / 'classes.txt'}: class 3 (Soup) has no training image")
+        assert_refused(tmp_path, f"{tmp_path / 'classes.txt'}: class 3 (Soup) has no training image")
 
 
 @given(st.sets(st.integers(0, 10**6), min_size=1, max_size=12))

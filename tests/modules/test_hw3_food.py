@@ -195,6 +195,15 @@ def test_pictures(trained):
     assert len(rows) == int(module.confusion.compute().sum())
 
 
+def test_a_rank_without_images_takes_part_and_goes_on_training(monkeypatch):
+    module, asked = classifier(), []
+    module._trainer.world_size = 2
+    monkeypatch.setattr(module.confusion, "compute", lambda: asked.append(True) or torch.zeros(3, 3))
+    assert module.draw() == {}
+    assert asked == [True]
+    assert module.net.training
+
+
 @pytest.mark.parametrize("net", [functools.partial(CNN, channels=(4, 4), hidden=(8,)), ResNet])
 def test_features_are_the_stages_means(net):
     module = classifier(net).eval()

@@ -1,0 +1,424 @@
+"""HW2: the phone of every frame of speech, by the course's files of any year or one's own aligned recordings."""
+
+import hashlib
+import zipfile
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from sklearn.model_selection import GroupKFold
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules import libriphone
+from datamodules.base import Facts, Fold, HomeworkData
+from datamodules.download import unpack
+from datamodules.errors import DataError
+from datamodules.libriphone import TIMIT_FRAMES, WIDTH, Part, Split
+from datamodules.packed import Packed, Precision, pack, windows
+from datamodules.phones import PhoneSet, classes
+from datamodules.sample import write_phonemes
+from datamodules.samplers import EpochBatchSampler, LengthBucketSampler, ResumableLoader, length_buckets
+
+JUDGED = 4096  # frames of a batch of validation, test and prediction: no more than its windows need little memory
+SILENCES = ("sil", "h#")  # names of the class that is no phone
+
+
+class Windows(Dataset):
+    """Windows of single frames: x (B, n, 39), row (B,), y (B,) where known.
+
+    Indexed by (epoch, rows (1, B), draws) in training; else by the utterances of a batch, whose frames come one
+    utterance after the other, with their lengths (U,).
+    """
+
+    def __init__(self, packed: Packed, labels: Tensor | None, window: int, device: torch.device) -> None:
+        # on a GPU the frames themselves are small (206 MB for LibriPhone), and gathering there costs next to nothing
+        self.frames, self.offsets = packed.frames.to(device), packed.offsets.to(device)
+        self.labels = None if labels is None else labels.to(device)
+        self.window = window
+
+    def __getitem__(self, index: tuple[int, Tensor, Tensor] | Tensor) -> dict[str, Tensor]:
+        if isinstance(index, tuple):
+            return self._gather(index[1][0].to(self.offsets.device))
+        spans = [torch.arange(*self.offsets[u : u + 2].tolist(), device=self.offsets.device) for u in index.tolist()]
+        lengths = torch.tensor([len(span) for span in spans])
+        return self._gather(torch.cat(spans)) | {"lengths": lengths}
+
+    def _gather(self, rows: Tensor) -> dict[str, Tensor]:
+        batch = {"x": windows(self.frames, self.offsets, rows, self.window), "row": rows}
+        return batch if self.labels is None else batch | {"y": self.labels[rows]}
+
+
+class ReadyWindows(Dataset):
+    """TIMIT-11: the same for rows (N, 429) that are windows already; their utterances are unknown, so no lengths."""
+
+    def __init__(self, rows: np.ndarray, labels: Tensor | None, window: int) -> None:
+        self.rows, self.labels, self.window = rows, labels, window
+
+    def __getitem__(self, index: tuple[int, Tensor, Tensor] | Tensor) -> dict[str, Tensor]:
+        rows = index[1][0] if isinstance(index, tuple) else index
+        first = (TIMIT_FRAMES - self.window) // 2
+        x = torch.from_numpy(self.rows[rows.numpy()]).view(-1, TIMIT_FRAMES, WIDTH)[:, first : first + self.window]
+        return {"x": x, "row": rows} | ({} if self.labels is None else {"y": self.labels[rows]})
+
+
+class Utterances(Dataset):
+    """Whole utterances, padded at their ends: x (U, T, 39), mask (U, T), row (U, T), y (U, T) where known.
+
+    Where the mask is False, x is 0 and row and y repeat those of the utterance's last frame.
+    """
+
+    def __init__(self, packed: Packed, labels: Tensor | None, device: torch.device) -> None:
+        self.frames, self.offsets = packed.frames.to(device), packed.offsets.to(device)
+        self.labels = None if labels is None else labels.to(device)
+
+    def __getitem__(self, index: tuple[int, Tensor] | Tensor) -> dict[str, Tensor]:
+        utterances = (index[1] if isinstance(index, tuple) else index).to(self.offsets.device)
+        first, last = self.offsets[utterances, None], self.offsets[utterances + 1, None] - 1
+        place = first + torch.arange(int((last - first).max()) + 1, device=first.device)
+        mask, row = place <= last, torch.minimum(place, last)
+        x = self.frames.index_select(0, row.flatten()).view(*row.shape, -1).masked_fill(~mask.unsqueeze(-1), 0)
+        batch = {"x": x, "mask": mask, "row": row}
+        return batch if self.labels is None else batch | {"y": self.labels[row]}
+
+
+class PhonemeData(HomeworkData):
+    """Course files of HW2: LibriPhone of 2022 and 2023, TIMIT-11 of 2021, or what `leeml data prepare` made.
+
+    Frames lie once in a memory map; windows are gathered, and utterances padded, when a batch is made. The facts for the
+    module: names of the classes, which one is silence, width of the input, how often one class follows another.
+
+    Args:
+        folds: Number of parts the labelled utterances are cut into.
+        window: Frames that the network sees at once to name the one in their middle, odd; null: whole utterances.
+        split: What is held out together: utterance (as the course) or speaker. Default: speaker where they are known.
+            Of TIMIT-11, whose utterances are not marked, a stretch of frames is held out, and its neighbours left out.
+        batch_size: Frames of one optimizer step over all ranks together; of whole utterances, with their padding (an
+            utterance a rank is always taken).
+        precision: Of the frames in memory and in the map.
+    """
+
+    homework: ClassVar[str] = "hw2_phoneme"
+    score_name: ClassVar[str] = "frame accuracy"
+    kaggle: ClassVar[str] = "Kaggle competitions ml2021spring-hw2, ml2022spring-hw2"
+
+    def __init__(
+        self,
+        root: str | None = None,
+        dir: str | None = None,
+        edition: str | int | None = None,
+        folds: int = 5,
+        fold: int = 0,
+        seed: int = 0,
+        window: int | None = 1,
+        split: Literal["utterance", "speaker"] | None = None,
+        batch_size: int = 512,
+        precision: Precision = "float16",
+    ) -> None:
+        super().__init__(root, dir, edition, folds, fold, seed)
+        if window is not None and (window < 1 or window % 2 == 0):
+            raise DataError(f"data.window is {window}: expected an odd number of frames, or null for whole utterances")
+        if batch_size < 1:
+            raise DataError(f"data.batch_size is {batch_size}: expected at least 1")
+        self.window, self.split_by, self.batch_size, self.precision = window, split, batch_size, precision
+        self.names: list[str] = []
+        """Names of the classes."""
+        self.packed: Packed | np.ndarray | None = None
+        """Frames of the labelled utterances, or rows of TIMIT-11."""
+        self.part: Split | None = None
+        self.test: Packed | np.ndarray | None = None
+        self.test_labels: Tensor | None = None
+
+    # files
+
+    @staticmethod
+    def has_files(folder: Path) -> bool:
+        """Whether one of the course's layouts lies here."""
+        return _home(folder) is not None
+
+    @staticmethod
+    def sample(folder: Path, seed: int = 0) -> list[Path]:
+        """Write a small generated set in the layout of 2022."""
+        return write_phonemes(folder, seed)
+
+    @classmethod
+    def fetch(cls, folder: Path, edition: str | None = None) -> list[Path]:
+        """Say where the files are: no checksum of them is known, so they are not fetched unseen."""
+        raise DataError(
+            f"no checksum of {cls.homework}'s published files is known, so they are not fetched unseen; download one "
+            f"of the addresses in docs/hw2_phoneme.md, then: leeml data prepare {cls.homework} --source FILE"
+        )
+
+    @classmethod
+    def prepare(  # type: ignore[override]
+        cls, folder: Path, source: Path | None = None, split: Part = "train", phones: PhoneSet = 39
+    ) -> list[Path]:
+        """Unpack a zip of course files, or turn recordings and their phone alignments into the course's layout."""
+        archives = sorted(folder.glob("*.zip")) if source is None else [source]
+        if len(archives) != 1:
+            raise DataError(
+                f"{folder}: {len(archives)} zip files here; name a zip or a folder of recordings with --source"
+            )
+        source = archives[0]
+        if source.is_file() and _holds_course_files(source):
+            unpack(source, folder / source.stem)
+            return [folder / source.stem]
+        return libriphone.prepare_recordings(source, folder / "prepared", split, phones)
+
+    def setup(self, stage: str) -> None:
+        """Open what the stage needs, cut the folds and find the facts."""
+        folder = _home(self.locate())
+        assert folder is not None
+        expected = self.model_facts()
+        timit = (folder / "train_11.npy").is_file()
+        if timit and (self.window is None or self.window > TIMIT_FRAMES):
+            raise DataError(
+                f"{folder}: TIMIT-11 holds windows of {TIMIT_FRAMES} frames and no whole utterances; set data.window "
+                f"to at most {TIMIT_FRAMES}"
+            )
+        if expected is not None and expected["window"] != self.window:
+            raise DataError(f"data.window is {self.window}, but the model was trained with {expected['window']}")
+        labelled_test = not timit and (folder / "test_labels.txt").is_file()
+        if stage == "predict" or (stage == "test" and labelled_test):
+            self._open_test(folder, timit, expected)
+            return
+        if timit:
+            self._open_timit(folder)
+        else:
+            self._open_train(folder)
+        if expected is not None and expected["classes"] != self.names:
+            raise DataError(f"{folder}: {_short(self.names)}, but the model was trained on {_short(expected['classes'])}")
+        self.facts = self._find_facts()
+        if stage == "fit":
+            train, val = self.chosen_folds()[0]
+            held = "by stretches of frames" if timit else f"by {self._groups()[0]}"
+            rank_zero_info(
+                f"{folder}: {len(train)} frames to train on, {len(val)} held out {held}, {len(self.names)} classes"
+            )
+        if expected is not None and expected["held_out"] != self.facts["held_out"]:
+            raise DataError(
+                f"{folder}: other frames are held out here than in the run, which trained on some of them; keep the "
+                "run's files, data.folds, data.fold, data.split and data.seed"
+            )
+
+    def _open_train(self, folder: Path) -> None:
+        names = libriphone.read_phones(folder)
+        if not (folder / "train_split.txt").is_file():
+            raise DataError(f"{folder}: no training utterances here (train_split.txt); {self._ways()}")
+        self.part = part = libriphone.read_layout(folder, "train")
+        assert part.labels is not None
+        self.packed = pack(part.files, libriphone.read_features, self.precision)
+        libriphone.check_lengths(part, self.packed.lengths.tolist())
+        self.targets = torch.from_numpy(np.concatenate(part.labels))
+        self.names = names or [str(number) for number in range(int(self.targets.max()) + 1)]
+
+    def _open_timit(self, folder: Path) -> None:
+        files = libriphone.read_timit11(folder)
+        self.packed, self.targets, self.names = files.train, torch.from_numpy(files.labels), classes(39)
+
+    def _open_test(self, folder: Path, timit: bool, expected: Facts | None) -> None:
+        if timit:
+            self.test = libriphone.read_timit11(folder).test
+            return
+        names = libriphone.read_phones(folder)
+        if expected is not None and names is not None and names != expected["classes"]:
+            raise DataError(f"{folder}: {_short(names)}, but the model was trained on {_short(expected['classes'])}")
+        if not (folder / "test_split.txt").is_file():
+            raise DataError(
+                f"{folder}: no test utterances here (test_split.txt); recordings of your own become a test set by "
+                f"leeml data prepare {self.homework} --source FOLDER --split test"
+            )
+        part = libriphone.read_layout(folder, "test", len(expected["classes"]) if expected else None)
+        self.test = pack(part.files, libriphone.read_features, self.precision)
+        if part.labels is not None:
+            libriphone.check_lengths(part, self.test.lengths.tolist())
+            self.test_labels = torch.from_numpy(np.concatenate(part.labels))
+
+    # rows
+
+    def _groups(self) -> tuple[str, np.ndarray]:
+        """What is held out together, in words, and its number for each utterance (U,)."""
+        assert self.part is not None
+        if self.part.speakers is None and self.split_by == "speaker":
+            raise DataError(f"{self.locate()}: the speakers are not known (no speakers.txt); set data.split to utterance")
+        if self.part.speakers is None or self.split_by == "utterance":
+            return "utterance", np.arange(len(self.part.names))
+        return "speaker", np.unique(self.part.speakers, return_inverse=True)[1]
+
+    def _cut(self) -> list[Fold]:
+        """Utterance numbers of each fold."""
+        what, groups = self._groups()
+        if (count := len(np.unique(groups))) < self.n_folds:
+            raise DataError(f"{self.locate()}: {count} {what}s cannot be cut into data.folds = {self.n_folds} parts")
+        seed = int(np.random.default_rng(self.seed).integers(2**31))
+        cut = GroupKFold(self.n_folds, shuffle=True, random_state=seed)
+        return [Fold(*fold) for fold in cut.split(groups, groups=groups)]
+
+    def _frames(self, utterances: np.ndarray) -> np.ndarray:
+        """Row numbers of all their frames."""
+        assert isinstance(self.packed, Packed)
+        offsets = self.packed.offsets.tolist()
+        return np.concatenate([np.arange(offsets[u], offsets[u + 1]) for u in utterances.tolist()])
+
+    def split(self) -> list[Fold]:
+        """Frames of each fold: whole utterances or speakers; of TIMIT-11 stretches, the first fold at the end."""
+        if isinstance(self.packed, Packed):
+            return [Fold(self._frames(train), self._frames(val)) for train, val in self._cut()]
+        assert self.packed is not None
+        count, far = len(self.packed), TIMIT_FRAMES - 1  # rows as close as that show some of the same frames
+        ends = [count - count * k // self.n_folds for k in range(self.n_folds + 1)]
+        rows = np.arange(count)
+        return [
+            Fold(rows[(rows < start - far) | (rows >= end + far)], rows[start:end])
+            for end, start in zip(ends[:-1], ends[1:], strict=True)
+        ]
+
+    def _find_facts(self) -> Facts:
+        train, val = self.chosen_folds()[0]
+        names = self.names if isinstance(self.packed, Packed) and self.part is not None else []
+        who = [self.part.names[u] for u in self._cut()[self.fold or 0].val] if names and self.part else [f"{len(val)}"]
+        known = [self.names.index(name) for name in SILENCES if name in self.names]
+        return {
+            "classes": self.names,
+            "silence": known[0] if known else 0,  # the course's 41 classes have no names, but 0 is silence
+            "features": WIDTH,
+            "window": self.window,
+            "transitions": self._transitions(train),
+            "held_out": hashlib.sha256("\n".join(who).encode()).hexdigest(),
+        }
+
+    def _transitions(self, train: np.ndarray) -> Tensor:
+        """Log-probability (C, C) that one class follows another from frame to frame, each pair counted once more."""
+        count = len(self.names)
+        y = self.targets.numpy()[train]
+        follows = np.diff(train) == 1
+        if isinstance(self.packed, Packed):
+            follows &= ~np.isin(train[1:], self.packed.offsets.numpy())
+        pairs = np.bincount((y[:-1] * count + y[1:])[follows], minlength=count**2).reshape(count, count) + 1
+        return torch.from_numpy(np.log(pairs / pairs.sum(1, keepdims=True))).float()
+
+    # loaders
+
+    def train_dataloader(self) -> DataLoader:
+        """Windows x (B, n, 39), y (B,), row (B,), or utterances x (U, T, 39), mask, y, row (U, T)."""
+        rank, world = self.rank()
+        device = self._device()
+        if self.window is None:
+            assert isinstance(self.packed, Packed)
+            chosen = self._cut()[self.fold or 0].train
+            sampler = LengthBucketSampler(
+                chosen, self.packed.lengths[chosen], self.batch_size, self.seed, rank, world
+            )
+            return ResumableLoader(Utterances(self.packed, self.targets, device), sampler)
+        rows = EpochBatchSampler([self.chosen_folds()[0].train], self.batch_size, self.seed, rank, world)
+        return ResumableLoader(self._windows(self.packed, self.targets), rows)
+
+    def val_dataloader(self) -> DataLoader:
+        """The utterances held out: their windows with lengths (U,), or the utterances themselves."""
+        if isinstance(self.packed, Packed):
+            return self._judged(self.packed, self.targets, self._cut()[self.fold or 0].val)
+        return self._judged(self.packed, self.targets, self.chosen_folds()[0].val)
+
+    def test_dataloader(self) -> DataLoader:
+        """The test utterances where their labels are there, else the frames held out."""
+        return self.predict_dataloader() if self.test_labels is not None else self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        """All test utterances; rows count their frames in the order of the split file."""
+        assert self.test is not None
+        return self._judged(self.test, self.test_labels, np.arange(len(self.test)))
+
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    def _windows(self, frames: Packed | np.ndarray | None, labels: Tensor | None) -> Windows | ReadyWindows:
+        assert frames is not None
+        assert self.window is not None
+        if isinstance(frames, Packed):
+            return Windows(frames, labels, self.window, self._device())
+        return ReadyWindows(frames, labels, self.window)
+
+    def _judged(self, frames: Packed | np.ndarray | None, labels: Tensor | None, chosen: np.ndarray) -> DataLoader:
+        """Every one of the chosen utterances once (of TIMIT-11: rows), shared out over ranks."""
+        assert frames is not None
+        rank, world = self.rank()
+        chosen = chosen[rank::world]
+        if not isinstance(frames, Packed):
+            batches = list(torch.from_numpy(chosen).split(JUDGED))
+        else:
+            limit = JUDGED if self.window else max(self.batch_size, JUDGED)
+            buckets = length_buckets(frames.lengths[chosen], limit) if len(chosen) else []
+            batches = [torch.from_numpy(np.sort(chosen[bucket])) for bucket in buckets]
+        whole = self.window is None and isinstance(frames, Packed)
+        data = Utterances(frames, labels, self._device()) if whole else self._windows(frames, labels)
+        return DataLoader(data, sampler=batches, batch_size=None)
+
+    # results
+
+    def labels(self, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """utterance:frame (of TIMIT-11 the row) and classes (N,) of labelled frames."""
+        if self.part is None or not isinstance(self.packed, Packed):
+            return [str(row) for row in rows], self.targets.numpy()[rows]
+        offsets = self.packed.offsets.numpy()
+        utterance = np.searchsorted(offsets, rows, side="right") - 1
+        names = self.part.names
+        found = zip(utterance.tolist(), (rows - offsets[utterance]).tolist(), strict=True)
+        return [f"{names[u]}:{t}" for u, t in found], self.targets.numpy()[rows]
+
+    def decide(self, predictions: np.ndarray) -> np.ndarray:
+        """The likeliest class (N,) for probabilities (N, C)."""
+        return predictions.argmax(1)
+
+    @staticmethod
+    def score(true: np.ndarray, predicted: np.ndarray) -> float:
+        """Share of frames that are right."""
+        return float(np.mean(true == predicted))
+
+    def describe_test(self) -> str:
+        """What `leeml test` scored, in words."""
+        if self.test_labels is not None:
+            return f"{len(self.test_labels)} frames of the test utterances, whose labels are there"
+        return "held-out frames (they also chose the best checkpoint: slightly optimistic)"
+
+    def describe_lines(self) -> list[str]:
+        """The course's public leaderboard lines of the edition that has so many training frames."""
+        count = 0 if self.packed is None else len(self.targets)
+        if count not in COURSE_LINES:
+            return []
+        year, lines = COURSE_LINES[count]
+        text = "  ".join(f"{level} {value}" for level, value in lines.items())
+        return [f"{year}, frame accuracy: {text} (on the course's own hidden test frames)"]
+
+    def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
+        """Header and rows of the course's file for probabilities (N, C) of all test frames in order."""
+        return ["Id", "Class"], [[number, int(c)] for number, c in enumerate(self.decide(predictions))]
+
+
+def _home(folder: Path) -> Path | None:
+    """The folder itself or a usual folder inside it, where files of one of the layouts lie."""
+    for place in (folder, *(folder / name for name in ("libriphone", "timit_11"))):
+        if any((place / name).is_file() for name in ("train_split.txt", "test_split.txt", "train_11.npy")):
+            return place
+    return None
+
+
+def _holds_course_files(archive: Path) -> bool:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            return any(name.endswith(("_split.txt", "_11.npy")) for name in file.namelist())
+    except zipfile.BadZipFile:
+        return False  # whoever unpacks it says what is wrong
+
+
+def _short(names: list[str]) -> str:
+    return f"its {len(names)} classes are {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+# what tells the editions apart (labelled frames), and their public leaderboard lines
+COURSE_LINES: dict[int, tuple[str, dict[str, float]]] = {
+    1_229_932: ("2021", {"simple": 0.68334, "strong": 0.76023}),
+    2_644_158: ("2022", {"simple": 0.45797, "medium": 0.69747, "strong": 0.75028, "boss": 0.82324}),
+    2_116_794: ("2023", {"simple": 0.49798, "medium": 0.66440, "strong": 0.74944, "boss": 0.83017}),
+}
