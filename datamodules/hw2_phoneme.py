@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -87,8 +88,8 @@ class Utterances(Dataset):
 class PhonemeData(HomeworkData):
     """Course files of HW2: LibriPhone of 2022 and 2023, TIMIT-11 of 2021, or what `leeml data prepare` made.
 
-    Frames lie once in a memory map; windows are gathered, and utterances padded, when a batch is made. The facts for the
-    module: names of the classes, which one is silence, width of the input, how often one class follows another.
+    Frames lie once in a memory map; windows are gathered, and utterances padded, when a batch is made. The facts for
+    the module: names of the classes, which one is silence, width of a frame, how often one class follows another.
 
     Args:
         folds: Number of parts the labelled utterances are cut into.
@@ -125,11 +126,12 @@ class PhonemeData(HomeworkData):
         self.window, self.split_by, self.batch_size, self.precision = window, split, batch_size, precision
         self.names: list[str] = []
         """Names of the classes."""
-        self.packed: Packed | np.ndarray | None = None
-        """Frames of the labelled utterances, or rows of TIMIT-11."""
+        self.frames: Packed | np.ndarray
+        """Of the labelled utterances, or rows of TIMIT-11."""
+        self.targets = torch.zeros(0, dtype=torch.int64)
         self.part: Split | None = None
-        self.test: Packed | np.ndarray | None = None
-        self.test_labels: Tensor | None = None
+        self.test: Packed | np.ndarray
+        self.test_targets: Tensor | None = None
 
     # files
 
@@ -152,7 +154,7 @@ class PhonemeData(HomeworkData):
         )
 
     @classmethod
-    def prepare(  # type: ignore[override]
+    def prepare(
         cls, folder: Path, source: Path | None = None, split: Part = "train", phones: PhoneSet = 39
     ) -> list[Path]:
         """Unpack a zip of course files, or turn recordings and their phone alignments into the course's layout."""
@@ -189,7 +191,9 @@ class PhonemeData(HomeworkData):
         else:
             self._open_train(folder)
         if expected is not None and expected["classes"] != self.names:
-            raise DataError(f"{folder}: {_short(self.names)}, but the model was trained on {_short(expected['classes'])}")
+            raise DataError(
+                f"{folder}: {_short(self.names)}, but the model was trained on {_short(expected['classes'])}"
+            )
         self.facts = self._find_facts()
         if stage == "fit":
             train, val = self.chosen_folds()[0]
@@ -209,14 +213,14 @@ class PhonemeData(HomeworkData):
             raise DataError(f"{folder}: no training utterances here (train_split.txt); {self._ways()}")
         self.part = part = libriphone.read_layout(folder, "train")
         assert part.labels is not None
-        self.packed = pack(part.files, libriphone.read_features, self.precision)
-        libriphone.check_lengths(part, self.packed.lengths.tolist())
+        self.frames = packed = pack(part.files, libriphone.read_features, self.precision)
+        libriphone.check_lengths(part, packed.lengths.tolist())
         self.targets = torch.from_numpy(np.concatenate(part.labels))
         self.names = names or [str(number) for number in range(int(self.targets.max()) + 1)]
 
     def _open_timit(self, folder: Path) -> None:
         files = libriphone.read_timit11(folder)
-        self.packed, self.targets, self.names = files.train, torch.from_numpy(files.labels), classes(39)
+        self.frames, self.targets, self.names = files.train, torch.from_numpy(files.labels), classes(39)
 
     def _open_test(self, folder: Path, timit: bool, expected: Facts | None) -> None:
         if timit:
@@ -231,10 +235,10 @@ class PhonemeData(HomeworkData):
                 f"leeml data prepare {self.homework} --source FOLDER --split test"
             )
         part = libriphone.read_layout(folder, "test", len(expected["classes"]) if expected else None)
-        self.test = pack(part.files, libriphone.read_features, self.precision)
+        self.test = packed = pack(part.files, libriphone.read_features, self.precision)
         if part.labels is not None:
-            libriphone.check_lengths(part, self.test.lengths.tolist())
-            self.test_labels = torch.from_numpy(np.concatenate(part.labels))
+            libriphone.check_lengths(part, packed.lengths.tolist())
+            self.test_targets = torch.from_numpy(np.concatenate(part.labels))
 
     # rows
 
@@ -242,7 +246,9 @@ class PhonemeData(HomeworkData):
         """What is held out together, in words, and its number for each utterance (U,)."""
         assert self.part is not None
         if self.part.speakers is None and self.split_by == "speaker":
-            raise DataError(f"{self.locate()}: the speakers are not known (no speakers.txt); set data.split to utterance")
+            raise DataError(
+                f"{self.locate()}: the speakers are not known (no speakers.txt); set data.split to utterance"
+            )
         if self.part.speakers is None or self.split_by == "utterance":
             return "utterance", np.arange(len(self.part.names))
         return "speaker", np.unique(self.part.speakers, return_inverse=True)[1]
@@ -256,29 +262,30 @@ class PhonemeData(HomeworkData):
         cut = GroupKFold(self.n_folds, shuffle=True, random_state=seed)
         return [Fold(*fold) for fold in cut.split(groups, groups=groups)]
 
+    def _chosen(self) -> Fold:
+        """Utterance numbers of the fold of this run."""
+        return self._cut()[self.fold or 0]
+
     def _frames(self, utterances: np.ndarray) -> np.ndarray:
         """Row numbers of all their frames."""
-        assert isinstance(self.packed, Packed)
-        offsets = self.packed.offsets.tolist()
+        assert isinstance(self.frames, Packed)
+        offsets = self.frames.offsets.tolist()
         return np.concatenate([np.arange(offsets[u], offsets[u + 1]) for u in utterances.tolist()])
 
     def split(self) -> list[Fold]:
         """Frames of each fold: whole utterances or speakers; of TIMIT-11 stretches, the first fold at the end."""
-        if isinstance(self.packed, Packed):
+        if isinstance(self.frames, Packed):
             return [Fold(self._frames(train), self._frames(val)) for train, val in self._cut()]
-        assert self.packed is not None
-        count, far = len(self.packed), TIMIT_FRAMES - 1  # rows as close as that show some of the same frames
+        count, far = len(self.frames), TIMIT_FRAMES - 1  # rows as close as that show some of the same frames
         ends = [count - count * k // self.n_folds for k in range(self.n_folds + 1)]
         rows = np.arange(count)
         return [
-            Fold(rows[(rows < start - far) | (rows >= end + far)], rows[start:end])
-            for end, start in zip(ends[:-1], ends[1:], strict=True)
+            Fold(rows[(rows < start - far) | (rows >= end + far)], rows[start:end]) for end, start in pairwise(ends)
         ]
 
     def _find_facts(self) -> Facts:
         train, val = self.chosen_folds()[0]
-        names = self.names if isinstance(self.packed, Packed) and self.part is not None else []
-        who = [self.part.names[u] for u in self._cut()[self.fold or 0].val] if names and self.part else [f"{len(val)}"]
+        held = [f"{val[0]}-{val[-1]}"] if self.part is None else [self.part.names[u] for u in self._chosen().val]
         known = [self.names.index(name) for name in SILENCES if name in self.names]
         return {
             "classes": self.names,
@@ -286,7 +293,7 @@ class PhonemeData(HomeworkData):
             "features": WIDTH,
             "window": self.window,
             "transitions": self._transitions(train),
-            "held_out": hashlib.sha256("\n".join(who).encode()).hexdigest(),
+            "held_out": hashlib.sha256("\n".join(held).encode()).hexdigest(),
         }
 
     def _transitions(self, train: np.ndarray) -> Tensor:
@@ -294,8 +301,8 @@ class PhonemeData(HomeworkData):
         count = len(self.names)
         y = self.targets.numpy()[train]
         follows = np.diff(train) == 1
-        if isinstance(self.packed, Packed):
-            follows &= ~np.isin(train[1:], self.packed.offsets.numpy())
+        if isinstance(self.frames, Packed):
+            follows &= ~np.isin(train[1:], self.frames.offsets.numpy())
         pairs = np.bincount((y[:-1] * count + y[1:])[follows], minlength=count**2).reshape(count, count) + 1
         return torch.from_numpy(np.log(pairs / pairs.sum(1, keepdims=True))).float()
 
@@ -304,64 +311,50 @@ class PhonemeData(HomeworkData):
     def train_dataloader(self) -> DataLoader:
         """Windows x (B, n, 39), y (B,), row (B,), or utterances x (U, T, 39), mask, y, row (U, T)."""
         rank, world = self.rank()
-        device = self._device()
-        if self.window is None:
-            assert isinstance(self.packed, Packed)
-            chosen = self._cut()[self.fold or 0].train
-            sampler = LengthBucketSampler(
-                chosen, self.packed.lengths[chosen], self.batch_size, self.seed, rank, world
-            )
-            return ResumableLoader(Utterances(self.packed, self.targets, device), sampler)
+        if self.window is None and isinstance(self.frames, Packed):
+            chosen = self._chosen().train
+            sampler = LengthBucketSampler(chosen, self.frames.lengths[chosen], self.batch_size, self.seed, rank, world)
+            return ResumableLoader(self._dataset(self.frames, self.targets), sampler)
         rows = EpochBatchSampler([self.chosen_folds()[0].train], self.batch_size, self.seed, rank, world)
-        return ResumableLoader(self._windows(self.packed, self.targets), rows)
+        return ResumableLoader(self._dataset(self.frames, self.targets), rows)
 
     def val_dataloader(self) -> DataLoader:
         """The utterances held out: their windows with lengths (U,), or the utterances themselves."""
-        if isinstance(self.packed, Packed):
-            return self._judged(self.packed, self.targets, self._cut()[self.fold or 0].val)
-        return self._judged(self.packed, self.targets, self.chosen_folds()[0].val)
+        units = self._chosen() if isinstance(self.frames, Packed) else self.chosen_folds()[0]
+        return self._judged(self.frames, self.targets, units.val)
 
     def test_dataloader(self) -> DataLoader:
         """The test utterances where their labels are there, else the frames held out."""
-        return self.predict_dataloader() if self.test_labels is not None else self.val_dataloader()
+        return self.predict_dataloader() if self.test_targets is not None else self.val_dataloader()
 
     def predict_dataloader(self) -> DataLoader:
         """All test utterances; rows count their frames in the order of the split file."""
-        assert self.test is not None
-        return self._judged(self.test, self.test_labels, np.arange(len(self.test)))
+        return self._judged(self.test, self.test_targets, np.arange(len(self.test)))
 
-    def _device(self) -> torch.device:
-        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+    def _dataset(self, frames: Packed | np.ndarray, labels: Tensor | None) -> Windows | ReadyWindows | Utterances:
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if not isinstance(frames, Packed):
+            return ReadyWindows(frames, labels, self.window or TIMIT_FRAMES)
+        return Windows(frames, labels, self.window, device) if self.window else Utterances(frames, labels, device)
 
-    def _windows(self, frames: Packed | np.ndarray | None, labels: Tensor | None) -> Windows | ReadyWindows:
-        assert frames is not None
-        assert self.window is not None
-        if isinstance(frames, Packed):
-            return Windows(frames, labels, self.window, self._device())
-        return ReadyWindows(frames, labels, self.window)
-
-    def _judged(self, frames: Packed | np.ndarray | None, labels: Tensor | None, chosen: np.ndarray) -> DataLoader:
+    def _judged(self, frames: Packed | np.ndarray, labels: Tensor | None, chosen: np.ndarray) -> DataLoader:
         """Every one of the chosen utterances once (of TIMIT-11: rows), shared out over ranks."""
-        assert frames is not None
         rank, world = self.rank()
         chosen = chosen[rank::world]
         if not isinstance(frames, Packed):
             batches = list(torch.from_numpy(chosen).split(JUDGED))
         else:
-            limit = JUDGED if self.window else max(self.batch_size, JUDGED)
-            buckets = length_buckets(frames.lengths[chosen], limit) if len(chosen) else []
+            buckets = length_buckets(frames.lengths[chosen], JUDGED) if len(chosen) else []
             batches = [torch.from_numpy(np.sort(chosen[bucket])) for bucket in buckets]
-        whole = self.window is None and isinstance(frames, Packed)
-        data = Utterances(frames, labels, self._device()) if whole else self._windows(frames, labels)
-        return DataLoader(data, sampler=batches, batch_size=None)
+        return DataLoader(self._dataset(frames, labels), sampler=batches, batch_size=None)
 
     # results
 
     def labels(self, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
         """utterance:frame (of TIMIT-11 the row) and classes (N,) of labelled frames."""
-        if self.part is None or not isinstance(self.packed, Packed):
+        if self.part is None or not isinstance(self.frames, Packed):
             return [str(row) for row in rows], self.targets.numpy()[rows]
-        offsets = self.packed.offsets.numpy()
+        offsets = self.frames.offsets.numpy()
         utterance = np.searchsorted(offsets, rows, side="right") - 1
         names = self.part.names
         found = zip(utterance.tolist(), (rows - offsets[utterance]).tolist(), strict=True)
@@ -378,13 +371,13 @@ class PhonemeData(HomeworkData):
 
     def describe_test(self) -> str:
         """What `leeml test` scored, in words."""
-        if self.test_labels is not None:
-            return f"{len(self.test_labels)} frames of the test utterances, whose labels are there"
+        if self.test_targets is not None:
+            return f"{len(self.test_targets)} frames of the test utterances, whose labels are there"
         return "held-out frames (they also chose the best checkpoint: slightly optimistic)"
 
     def describe_lines(self) -> list[str]:
         """The course's public leaderboard lines of the edition that has so many training frames."""
-        count = 0 if self.packed is None else len(self.targets)
+        count = len(self.targets)
         if count not in COURSE_LINES:
             return []
         year, lines = COURSE_LINES[count]

@@ -4,12 +4,15 @@ import csv
 import shutil
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image
 
+from datamodules.audio import normalise
 from datamodules.errors import DataError
 from datamodules.image_folder import PART_OF, has_images
+from datamodules.libriphone import Part, Utterance, write_layout
 
 STATES = [
     "AL", "AK", "AZ", "AR", "CA", "CO", "CT", "FL", "GA", "ID", "IL", "IN", "IA", "KS", "KY", "LA", "MD", "MA",
@@ -22,6 +25,7 @@ SURVEY = [
     "worried_finances", "tested_positive",
 ]  # fmt: skip
 DAYS, WINDOWS, TRAIN_ROWS = 5, 102, 2699
+PHONES, SPOKEN = 41, {"train": 60, "test": 15}  # classes, of which 0 is silence, and utterances
 FOODS, FOOD_IMAGES = 11, {"training": 24, "validation": 6, "test": 4, "unlabeled": 8}  # images a class
 
 
@@ -119,3 +123,36 @@ def write_food(folder: Path, seed: int = 0) -> list[Path]:
                 _dish(rng, food).save(Path(scratch) / part / name, quality=88)
         folder.mkdir(exist_ok=True)
         return [Path(shutil.move(Path(scratch) / part, folder / part)) for part in FOOD_IMAGES]
+
+
+def _spoken(rng: np.random.Generator, targets: np.ndarray, follows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features (T, 39) and classes (T,) of an utterance: 13 values that glide from phone to phone, and their slopes."""
+    labels = [np.zeros(rng.integers(10, 30), int)]
+    phone = 0
+    while sum(map(len, labels)) < rng.integers(130, 350):
+        phone = rng.choice(PHONES, p=follows[phone])
+        labels.append(np.full(rng.integers(4, 16), phone))
+    y = np.concatenate([*labels, np.zeros(rng.integers(10, 30), int)])
+    path = targets[y] + rng.normal(0, 0.3, 13)  # a voice of its own
+    gliding = np.stack([np.convolve(np.pad(c, 3, "edge"), np.full(7, 1 / 7), "valid") for c in path.T], axis=1)
+    static = gliding + rng.normal(0, 0.55, gliding.shape)
+    slope = np.gradient(static, axis=0)
+    return normalise(np.concatenate([static, slope, np.gradient(slope, axis=0)], axis=1)), y
+
+
+def write_phonemes(folder: Path, seed: int = 0) -> list[Path]:
+    """Write the layout of LibriPhone, 60 + 15 utterances of 41 classes; those of the test part have no labels."""
+    rng = np.random.default_rng(seed)
+    targets = rng.normal(0, 1, (PHONES, 13))
+    follows = rng.dirichlet(np.full(PHONES, 0.3), PHONES)
+    follows[np.diag_indices(PHONES)] = 0
+    follows /= follows.sum(1, keepdims=True)
+    written: list[Path] = []
+    for part, count in SPOKEN.items():
+        spoken = [_spoken(rng, targets, follows) for _ in range(count)]
+        utterances = [
+            Utterance(f"{100 + n}-{seed}-{part}-{n:04d}", x, y if part == "train" else None)
+            for n, (x, y) in enumerate(spoken)
+        ]
+        written += write_layout(folder, cast(Part, part), utterances, [str(number) for number in range(PHONES)])
+    return written

@@ -67,6 +67,7 @@ class PhonemeClassifier(HomeworkModule):
         self.label_smoothing, self.smoothing = label_smoothing, smoothing
         self.spec_augment = spec_augment
         self._shown: tuple[Tensor, Tensor, Tensor] | None = None
+        self.transitions: Tensor
 
     def build(self, facts: dict[str, Any]) -> None:
         """Create the networks and the metrics for so many classes."""
@@ -75,13 +76,16 @@ class PhonemeClassifier(HomeworkModule):
         whole = "mask" in inspect.signature(nets[0].forward).parameters
         if whole != (window is None):
             wanted = "null (this network labels whole utterances)" if whole else "a number of frames (it sees windows)"
-            raise MisconfigurationException(f"data.window is {window}, but model.net {type(nets[0]).__name__} needs {wanted}")
+            raise MisconfigurationException(
+                f"data.window is {window}, but model.net {type(nets[0]).__name__} needs {wanted}"
+            )
         if self.spec_augment is not None and not whole:
-            raise MisconfigurationException("model.spec_augment hides parts of whole utterances; it needs data.window null")
+            raise MisconfigurationException(
+                "model.spec_augment hides parts of whole utterances; it needs data.window null"
+            )
         self.nets = nn.ModuleList(nets)
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.Dropout(self.dropout), nn.Linear(net.out, count)) for net in nets  # type: ignore[arg-type]
-        )
+        widths: list[Any] = [net.out for net in nets]
+        self.heads = nn.ModuleList(nn.Sequential(nn.Dropout(self.dropout), nn.Linear(width, count)) for width in widths)
         self.register_buffer("transitions", facts["transitions"], persistent=False)  # the facts keep them
         metrics: dict[str, Metric | MetricCollection] = {
             "accuracy": MulticlassAccuracy(count, average="micro", validate_args=False),
@@ -99,7 +103,7 @@ class PhonemeClassifier(HomeworkModule):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Class scores of every member: windows (B, n, D) -> (M, B, C); utterances (B, T, D) -> (M, B, T, C)."""
-        x = x.to(self.transitions.dtype)  # type: ignore[arg-type]
+        x = x.to(self.transitions.dtype)
         if mask is None:
             return torch.stack([head(net(x)) for net, head in zip(self.nets, self.heads, strict=True)])
         scores = []
@@ -151,7 +155,7 @@ class PhonemeClassifier(HomeworkModule):
         else:
             mask = torch.arange(max(sizes), device=logs.device) < lengths.to(logs.device).unsqueeze(1)
             padded = pad_sequence(list(logs.split(sizes)), batch_first=True)
-            said = viterbi(padded, self.smoothing * self.transitions, mask)[mask]  # type: ignore[operator]
+            said = viterbi(padded, self.smoothing * self.transitions, mask)[mask]
         return logs, said, rows, list(said.split(sizes))
 
     def _evaluate(

@@ -278,7 +278,9 @@ def labelled_frames(x: Tensor, tracks: dict[str, Tensor], classes: Sequence[str]
     top, *below = figure.subplots(
         1 + len(tracks), 1, sharex=True, height_ratios=[5.0, *(1.0 for _ in tracks)], squeeze=False
     ).flat
-    top.imshow(x.cpu().float().T.numpy(), origin="lower", aspect="auto", extent=(0, length, 0, x.shape[1]), cmap="magma")
+    top.imshow(
+        x.cpu().float().T.numpy(), origin="lower", aspect="auto", extent=(0, length, 0, x.shape[1]), cmap="magma"
+    )
     top.set_yticks([])
     colours = _colours(len(classes))
     for axes, (name, labels) in zip(below, tracks.items(), strict=True):

@@ -1,10 +1,12 @@
 """leeml data: generate a sample, download what the course published, or prepare raw files, for any homework."""
 
 import importlib
+import inspect
 import pkgutil
 from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import datamodules
 from scripts.mistakes import Parser, UsageError, near
@@ -30,6 +32,18 @@ def data_class(homework: str) -> "type[HomeworkData]":
         value for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, HomeworkData) and value.__module__ == module.__name__
     )  # fmt: skip
+
+
+def add_options(parser: Parser, prepare: Callable[..., Any]) -> None:
+    """Flags for the parameters that a homework's `prepare` has of its own: Literals with a default."""
+    hints = get_type_hints(prepare)
+    for name, parameter in inspect.signature(prepare).parameters.items():
+        if get_origin(hints[name]) is Literal:
+            default = parameter.default
+            parser.add_argument(
+                f"--{name}", type=type(default), choices=get_args(hints[name]), default=default,
+                help=f"default: {default}",
+            )  # fmt: skip
 
 
 def main(args: list[str]) -> int:
@@ -58,6 +72,8 @@ def main(args: list[str]) -> int:
         parser.add_argument("--edition", help="2021, 2022 or 2023 (default: all)")
     if verb == "prepare":
         parser.add_argument("--source", type=Path, help="file or folder with the raw data (default: the data folder)")
+        if named := next((arg for arg in args[2:] if arg in homeworks()), None):
+            add_options(parser, data_class(named).prepare)
     own = parser.parse_intermixed_args(args[2:])  # the folder may come after the flags
     cls = data_class(own.homework)
     from datamodules.base import default_root
@@ -73,7 +89,9 @@ def main(args: list[str]) -> int:
     elif verb == "fetch":
         files = cls.fetch(folder, own.edition)
     else:
-        files = cls.prepare(folder, own.source and own.source.expanduser())
+        known = ("homework", "root", "source")
+        options = {name: value for name, value in vars(own).items() if name not in known}
+        files = cls.prepare(folder, own.source and own.source.expanduser(), **options)
     for path in files:
         print(path)
     return 0

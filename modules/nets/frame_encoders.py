@@ -37,9 +37,7 @@ class TransformerFrames(nn.Module):
         super().__init__()
         self.prenet = nn.Linear(features, d_model)
         self.positions = absolute_positions(positions, d_model, max_length)
-        self.encoder = Encoder(
-            EncoderLayer(d_model, heads, d_ff, dropout, norm, activation) for _ in range(layers)
-        )
+        self.encoder = Encoder(EncoderLayer(d_model, heads, d_ff, dropout, norm, activation) for _ in range(layers))
         self.out = d_model
         """Width of the output."""
 
@@ -70,9 +68,7 @@ class ConformerFrames(nn.Module):
     ) -> None:
         super().__init__()
         self.prenet = nn.Linear(features, d_model)
-        self.encoder = Encoder(
-            ConformerBlock(d_model, heads, d_ff, dropout, kernel, relative) for _ in range(layers)
-        )
+        self.encoder = Encoder(ConformerBlock(d_model, heads, d_ff, dropout, kernel, relative) for _ in range(layers))
         self.out = d_model
         """Width of the output."""
 

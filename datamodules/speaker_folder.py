@@ -1,0 +1,669 @@
+"""The course's files of HW4, read and written, and recordings turned into them.
+
+    metadata.json        {"n_mels": 40, "speakers": {id: [{"feature_path", "mel_len"}, ...]}}
+    mapping.json         {"speaker2id": {id: 0 ...}, "id2speaker": {"0": id ...}}
+    testdata.json        {"n_mels": 40, "utterances": [{"feature_path", "mel_len"}, ...]}
+    uttr-<32 hex>.pt     (T, 40) float32, torch.save; natural log of mel power
+
+What we wrote also has "source", the recording's path, in each entry, and in testdata.json "speaker" where it is known.
+
+Imports neither torch nor Lightning at its head, as reading the lists needs neither.
+"""
+
+import filecmp
+import hashlib
+import json
+import lzma
+import math
+import os
+import re
+import shutil
+import tarfile
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from joblib import Parallel, cpu_count, delayed
+from tqdm import tqdm
+
+from datamodules import audio
+from datamodules.download import unpack
+from datamodules.errors import DataError
+from datamodules.tensor_file import read_tensor
+
+Part = Literal["train", "test"]
+
+LISTS: dict[Part, str] = {"train": "metadata.json", "test": "testdata.json"}
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
+BROKEN_TAR = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError)
+SHARE = 500  # recordings that must be there for each worker: it loads torch in the time that one makes 500
+HEAD = 4096  # bytes of a list that hold its first entry
+SILENCE = math.log(audio.FLOOR) + 1e-3  # no more in any band of any frame
+
+
+class Speakers(NamedTuple):
+    """Labelled utterances in the order of metadata.json.
+
+    speakers: ids in the order of mapping.json's numbers. labels: (N,) int64, each utterance's place in `speakers`.
+    lengths: (N,) int64, frames as metadata.json says.
+    """
+
+    speakers: list[str]
+    files: list[Path]
+    labels: np.ndarray
+    lengths: np.ndarray
+
+
+class Unseen(NamedTuple):
+    """Utterances of testdata.json in its order; names: their feature_path, the submission's Id; lengths: (N,) int64.
+
+    speakers: ids, where we wrote them.
+    """
+
+    names: list[str]
+    files: list[Path]
+    lengths: np.ndarray
+    speakers: list[str] | None
+
+
+class Utterance(NamedTuple):
+    """name: of its own among those of the part, the path of the recording; features: (T, 40) float32."""
+
+    name: str
+    features: np.ndarray
+    speaker: str | None = None
+
+
+class _Entry(NamedTuple):
+    """One utterance of a list: where it stands there, the feature_path and its parts, and all that is said of it."""
+
+    place: str
+    name: str
+    parts: tuple[str, ...]
+    fields: dict[str, Any]
+
+
+# reading
+
+
+def has_speakers(folder: Path) -> bool:
+    """Whether a metadata.json or testdata.json of features lies in this very folder; looks at their beginning only."""
+    for name in LISTS.values():
+        try:
+            with (folder / name).open("rb") as file:
+                head = file.read(HEAD)
+        except OSError:
+            continue
+        if b'"n_mels"' in head or b'"mel_len"' in head:
+            return True
+    return False
+
+
+def read_speakers(folder: Path) -> Speakers:
+    """Labelled utterances; the features themselves are not opened (see `check_lengths`).
+
+    Raises:
+        DataError: metadata.json or mapping.json is not as expected, lists sounds, they disagree, or a file is missing.
+    """
+    path = folder / "metadata.json"
+    found, listed = _read_list(path, "speakers")
+    names = list(found["speakers"])
+    order = _read_mapping(folder / "mapping.json", names, "metadata.json")
+    files, lengths = _features_there(folder, path, found, listed)
+    ids = {speaker: number for number, speaker in enumerate(order)}
+    labels = np.repeat([ids[name] for name in names], [len(found["speakers"][name]) for name in names])
+    return Speakers(order, files, labels.astype(np.int64), lengths)
+
+
+def read_test(folder: Path) -> Unseen:
+    """Utterances of the test set; the features themselves are not opened (see `check_lengths`).
+
+    Raises:
+        DataError: testdata.json is not as expected, lists sounds, or a file is missing.
+    """
+    path = folder / "testdata.json"
+    found, listed = _read_list(path, "utterances")
+    files, lengths = _features_there(folder, path, found, listed)
+    return Unseen([entry.name for entry in listed], files, lengths, _speakers_of(path, listed))
+
+
+def read_mel(path: Path) -> np.ndarray:
+    """(T, 40) float32 of one .pt file; a file with anything but a tensor in it is never run.
+
+    Raises:
+        DataError: code or other objects, not such a tensor, no frame, or a value that is no finite number.
+        OSError: the file cannot be read.
+    """
+    return read_tensor(path, audio.MELS)
+
+
+def check_lengths(utterances: Speakers | Unseen, lengths: Sequence[int] | np.ndarray) -> None:
+    """Hold the frames of every file against what the list says.
+
+    Raises:
+        DataError: names the first file where they differ.
+    """
+    for file, said, length in zip(utterances.files, utterances.lengths, lengths, strict=True):
+        if said != length:
+            name = LISTS["train" if isinstance(utterances, Speakers) else "test"]
+            raise DataError(f"{file}: {length} frames, but mel_len {said} in {name}; copy or make both anew")
+
+
+def check_speakers(utterances: Speakers, least: int = 2) -> None:
+    """Hold the number of utterances of every speaker against `least`: with one, none can be held out.
+
+    Raises:
+        DataError: names the speakers with fewer.
+    """
+    counts = np.bincount(utterances.labels, minlength=len(utterances.speakers))
+    if not (few := np.flatnonzero(counts < least).tolist()):
+        return
+    named = ", ".join(f"{utterances.speakers[k]} ({counts[k]})" for k in few[:5])
+    more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+    raise DataError(
+        f"{utterances.files[0].parent}: too few utterances of {named}{more}; expected {least} or more of each speaker, "
+        "add some or take the speaker out of metadata.json and mapping.json"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8-sig"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; copy or unpack the data again") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: no JSON ({error.msg}); copy or unpack it again") from None
+    except (ValueError, RecursionError):  # no UTF-8, a number of 5,000 digits
+        raise DataError(f"{path}: no JSON; copy or unpack it again") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: holds a {type(found).__name__}; expected an object such as the course's {path.name}")
+    return found
+
+
+def _read_list(path: Path, key: str) -> tuple[dict[str, Any], list[_Entry]]:
+    """All of the file, and its utterances: each with a feature_path inside the folder, none twice.
+
+    Args:
+        path: metadata.json or testdata.json, or one like it.
+        key: speakers or utterances, whichever the file is to have.
+    """
+    found = _read_json(path)
+    content = found.get(key)
+    if not isinstance(content, dict if key == "speakers" else list) or not content:
+        shape = "each id with its utterances" if key == "speakers" else "a list of utterances"
+        raise DataError(f'{path}: no "{key}"; expected {shape} there, copy or unpack it again')
+    groups = content if isinstance(content, dict) else {"": content}
+    listed = []
+    for speaker, entries in groups.items():
+        of = f" of {speaker}" if speaker else ""
+        if not isinstance(entries, list) or not entries:
+            raise DataError(
+                f"{path}: speaker{of} has no utterances; add some, or take the speaker out there and in mapping.json"
+            )
+        for number, fields in enumerate(entries):
+            place = f"utterance {number}{of}"  # counted as in the file, from 0
+            name = fields.get("feature_path") if isinstance(fields, dict) else None
+            if not isinstance(name, str):
+                raise DataError(f'{path}: {place} has no "feature_path"; copy or unpack it again')
+            listed.append(_Entry(place, name, _inside(path, place, name), fields))
+    if len({entry.parts for entry in listed}) < len(listed):
+        parts, count = Counter(entry.parts for entry in listed).most_common(1)[0]
+        places = " and ".join([entry.place for entry in listed if entry.parts == parts][:2])
+        raise DataError(f"{path}: {'/'.join(parts)} stands there {count} times ({places}); take {count - 1} out")
+    return found, listed
+
+
+def _inside(path: Path, place: str, name: str) -> tuple[str, ...]:
+    """Parts of a path that stays in the folder."""
+    if re.fullmatch(r"[\w-]+\.pt", name):  # the course's, in a tenth of the time
+        return (name,)
+    # Windows' rules on every system: they know both slashes, drives and shares
+    windows = PureWindowsPath(name)
+    if windows.anchor or not windows.parts or ".." in windows.parts or "\0" in name:
+        raise DataError(
+            f"{path}: feature_path {name!r} of {place} leads outside the folder; expected a file in it, move the file "
+            "there and name it so"
+        )
+    return windows.parts
+
+
+def _features_there(
+    folder: Path, path: Path, found: dict[str, Any], listed: list[_Entry]
+) -> tuple[list[Path], np.ndarray]:
+    """Feature files, all of them there, and their lengths as the list says."""
+    if any(_is_sound(entry) for entry in listed):
+        source = path if path.name == LISTS["test"] else folder
+        raise DataError(f"{path}: lists sounds, no features; run `leeml data prepare hw4_speaker --source {source}`")
+    if (bands := found.get("n_mels")) != audio.MELS:
+        raise DataError(f"{path}: n_mels is {bands}; expected {audio.MELS}, make the features anew")
+    for entry in listed:
+        length = entry.fields.get("mel_len")
+        if type(length) is not int or not 0 < length < 1 << 31:
+            said = f"has mel_len {length}" if "mel_len" in entry.fields else 'has no "mel_len"'
+            raise DataError(
+                f"{path}: {entry.name} ({entry.place}) {said}; expected its frames, 1 or more, or take it out there"
+            )
+    there: dict[tuple[str, ...], set[str]] = {}
+    missing = []
+    for entry in listed:
+        *above, name = entry.parts
+        if tuple(above) not in there:  # one look at each folder, not one at each of 64,000 files
+            place = folder.joinpath(*above)
+            there[tuple(above)] = {file.name for file in os.scandir(place)} if place.is_dir() else set()
+        if name not in there[tuple(above)]:
+            missing.append(entry)
+    if missing:
+        raise DataError(
+            f"{folder.joinpath(*missing[0].parts)}: missing{_more(missing)}, but {path.name} names it "
+            f"({missing[0].place}); copy or unpack the features again, or take the utterance out there"
+        )
+    lengths = np.array([entry.fields["mel_len"] for entry in listed], np.int64)
+    return [folder.joinpath(*entry.parts) for entry in listed], lengths
+
+
+def _is_sound(entry: _Entry) -> bool:
+    return "num_samples" in entry.fields or entry.name.lower().endswith(tuple(audio.ENDINGS))
+
+
+def _speakers_of(path: Path, listed: list[_Entry]) -> list[str] | None:
+    """Speakers of a test set, None where none is named."""
+    speakers = [entry.fields.get("speaker") for entry in listed]
+    if all(speaker is None for speaker in speakers):
+        return None
+    if bad := [entry for entry in listed if not isinstance(entry.fields.get("speaker"), str)]:
+        raise DataError(
+            f'{path}: {bad[0].name} ({bad[0].place}){_more(bad)} has no "speaker"; name all of them or none'
+        )
+    return [str(speaker) for speaker in speakers]
+
+
+def _read_mapping(path: Path, speakers: Sequence[str], lister: str) -> list[str]:
+    """Ids of the speakers in the order of their numbers; they are those that `lister` has utterances of."""
+    found = _read_json(path)
+    ids = found.get("speaker2id")
+    if not isinstance(ids, dict):
+        raise DataError(f'{path}: no "speaker2id"; expected the number of each speaker there, copy or unpack it again')
+    if lacking := [speaker for speaker in speakers if speaker not in ids]:
+        raise DataError(
+            f"{path}: no number of speaker {lacking[0]}{_more(lacking)}, who has utterances in {lister}; take the "
+            "mapping that belongs to it"
+        )
+    if extra := sorted(ids.keys() - set(speakers)):
+        raise DataError(
+            f"{path}: speaker {extra[0]}{_more(extra)} has no utterances in {lister}; take the mapping that belongs "
+            "to it"
+        )
+    by_number = {number: speaker for speaker, number in ids.items() if type(number) is int}
+    if by_number.keys() != set(range(len(ids))):
+        number = min(set(range(len(ids))) - by_number.keys())
+        raise DataError(
+            f"{path}: no speaker has number {number} in speaker2id; expected 0 to {len(ids) - 1}, each once, for "
+            f"{len(ids)} speakers"
+        )
+    order = [by_number[number] for number in range(len(ids))]
+    back = found.get("id2speaker", {str(number): speaker for number, speaker in by_number.items()})
+    for number, speaker in enumerate(order):
+        if not isinstance(back, dict) or len(back) != len(ids) or back.get(str(number)) != speaker:
+            raise DataError(
+                f"{path}: speaker2id has {speaker} as {number}, id2speaker has not; expected the one to be the other "
+                "turned round"
+            )
+    return order
+
+
+def _more(items: Sequence[Any]) -> str:
+    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
+
+
+# writing
+
+
+def write_dataset(
+    folder: Path, part: Part, utterances: Iterable[Utterance], speakers: Sequence[str] | None = None
+) -> list[Path]:
+    """Write one part, beside the other one if that is there; its list appears when all its features have.
+
+    Args:
+        folder: Where the files are written.
+        part: train (metadata.json and mapping.json) or test (testdata.json).
+        utterances: At least one; those of train with their speakers.
+        speakers: Those of train in the order of their numbers; default: sorted.
+
+    Returns:
+        The lists; the features lie beside them, named by part, speaker and name of the utterance.
+
+    Raises:
+        DataError: the part is there already, no utterance, one twice, or `speakers` are not those of the utterances.
+    """
+    _refuse_existing(folder, part)
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = folder / f".{part}.part"  # a fixed name: what a killed run left is cleared by the next one
+    shutil.rmtree(staging, ignore_errors=True)
+    moved: list[Path] = []
+    try:
+        (staging / "features").mkdir(parents=True)
+        lists = _lists(part, _write_each(staging / "features", part, utterances), speakers)
+        for name, content in lists.items():
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            (staging / name).write_text(f"{text}\n", "utf-8", newline="\n")
+        staged = sorted((staging / "features").iterdir())
+        there = {entry.name for entry in os.scandir(folder)}
+        for path in staged:  # the same bytes are what a killed run had moved: they are replaced by themselves
+            if path.name in there and not filecmp.cmp(path, folder / path.name, shallow=False):
+                raise DataError(f"{folder / path.name}: there already; move it away, or name another folder")
+        for path in [*staged, *(staging / name for name in lists)]:  # last the list that says the part is there
+            target = folder / path.name
+            os.replace(path, target)
+            if path.name not in there:
+                moved.append(target)
+    except BaseException:
+        for path in moved:
+            path.unlink(missing_ok=True)
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return [folder / name for name in reversed(lists)]
+
+
+def _refuse_existing(folder: Path, part: Part) -> None:
+    for name in [LISTS[part], *(["mapping.json"] if part == "train" else [])]:
+        if (folder / name).exists():
+            raise DataError(f"{folder / name}: there already; move it away, or name another folder")
+
+
+def _write_each(staging: Path, part: Part, utterances: Iterable[Utterance]) -> list[tuple[str | None, dict[str, Any]]]:
+    """Write the features; speaker and entry of each."""
+    import torch
+
+    rows, digests = [], set()
+    for name, features, speaker in utterances:
+        digest = hashlib.blake2b("\0".join((part, speaker or "", name)).encode(), digest_size=16).hexdigest()
+        if digest in digests:
+            raise DataError(f"{name}: stands there twice{f' for speaker {speaker}' if speaker else ''}; rename one")
+        digests.add(digest)
+        file = staging / f"uttr-{digest}.pt"
+        torch.save(torch.from_numpy(np.ascontiguousarray(features, np.float32)), file)
+        rows.append((speaker, {"feature_path": file.name, "mel_len": len(features), "source": name}))
+    return rows
+
+
+def _lists(
+    part: Part, rows: list[tuple[str | None, dict[str, Any]]], speakers: Sequence[str] | None
+) -> dict[str, dict[str, Any]]:
+    """Contents of the part's lists by file name, last the one that makes the part be there."""
+    if not rows:
+        raise DataError(f"no utterance for {LISTS[part]}; expected one or more")
+    if part == "test":
+        utterances = [entry | ({} if speaker is None else {"speaker": speaker}) for speaker, entry in rows]
+        return {LISTS[part]: {"n_mels": audio.MELS, "utterances": utterances}}
+    if lone := [entry["source"] for speaker, entry in rows if speaker is None]:
+        raise DataError(f"{lone[0]}: no speaker{_more(lone)}; expected that of every training utterance")
+    by_speaker: dict[str, list[dict[str, Any]]] = {}
+    for speaker, entry in rows:
+        by_speaker.setdefault(speaker or "", []).append(entry)
+    order = sorted(by_speaker) if speakers is None else list(speakers)
+    if sorted(order) != sorted(by_speaker):
+        odd = sorted(set(order) ^ by_speaker.keys()) or [name for name, count in Counter(order).items() if count > 1]
+        raise DataError(f"speaker {odd[0]}{_more(odd)} is not on both sides; expected utterances of each one named")
+    numbers = {speaker: number for number, speaker in enumerate(order)}
+    return {
+        "mapping.json": {"speaker2id": numbers, "id2speaker": {str(k): speaker for speaker, k in numbers.items()}},
+        LISTS[part]: {"n_mels": audio.MELS, "speakers": {speaker: by_speaker[speaker] for speaker in order}},
+    }
+
+
+# recordings
+
+
+class _Recording(NamedTuple):
+    sound: Path
+    name: str
+    speaker: str | None
+
+
+def prepare_recordings(source: Path, folder: Path, part: Part) -> list[Path]:
+    """Turn recordings (wav or flac) into the layout, with the speakers also of a test part where they are known.
+
+    A folder right above files is their speaker, at any depth; a test part may lie in one folder, and then has none.
+    Where metadata.json or testdata.json lists the recordings, that list decides what is taken, and of whom; where
+    mapping.json lies there, it decides the order of the speakers, else they are sorted, or as in metadata.json.
+
+    Args:
+        source: A folder, one with archives in it, an archive (tar or zip), or a testdata.json that lists recordings.
+        folder: Where the layout is written, beside what is there of the other part.
+        part: train or test.
+
+    Returns:
+        The lists, as `write_dataset`.
+
+    Raises:
+        DataError: names the file.
+    """
+    _refuse_existing(folder, part)
+    if not source.exists():
+        raise DataError(f"{source}: no such folder, archive ({', '.join(ARCHIVES)}) or testdata.json")
+    archives = _archives(source)
+    lister = None if archives == [source] else _lister(source, part)
+    if lister and all(lister.parent.joinpath(*entry.parts).is_file() for entry in _read_sounds(lister)):
+        archives = []  # unpacked already
+    unpacked = folder / f".{part}.source"
+    origins = {unpacked / f"{number:06}": archive for number, archive in enumerate(archives)}
+    shutil.rmtree(unpacked, ignore_errors=True)
+    try:
+        for place, archive in origins.items():
+            _unpack(archive, place)
+        homes = [*([] if archives == [source] else [source if source.is_dir() else source.parent]), *origins]
+        if archives == [source]:
+            homes = [_home(homes[0], part)]
+            lister = _lister(homes[0], part)
+        recordings = _listed(lister, homes) if lister else _walked(homes)
+        return _prepare(recordings, homes[0], lister, folder, part, origins)
+    except DataError as error:  # the files it names are gone when the user reads it
+        raise DataError(_as_packed(str(error), origins)) from None
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+
+
+def _prepare(
+    recordings: list[_Recording],
+    home: Path,
+    lister: Path | None,
+    folder: Path,
+    part: Part,
+    origins: Mapping[Path, Path],
+) -> list[Path]:
+    for sound, name, speaker in recordings:
+        try:
+            f"{name}{speaker}".encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{str(sound)!a}: its name is no UTF-8; rename it") from None
+    order = None
+    if part == "train":
+        order = _order(recordings, home, lister)
+    elif not lister and len({recording.sound.parent for recording in recordings}) == 1:
+        recordings = [recording._replace(speaker=None) for recording in recordings]
+    elif not lister and (lone := _lone(recordings)):
+        raise DataError(f"{lone[0].sound}: no speaker's folder above it{_more(lone)}, as others have; move it into one")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        audio.warn_of_rates(recording.sound for recording in recordings)
+    for warning in caught:
+        warnings.warn(_as_packed(str(warning.message), origins), warning.category, stacklevel=3)
+    # joblib's processes do not run the user's own script again
+    workers = Parallel(n_jobs=max(1, min(cpu_count(), len(recordings) // SHARE)), return_as="generator")
+    made = workers(delayed(_features)(recording.sound) for recording in recordings)
+    with tqdm(made, total=len(recordings), desc="making features", leave=False) as bar:
+        utterances = (Utterance(r.name, x, r.speaker) for r, x in zip(recordings, bar, strict=True))
+        return write_dataset(folder, part, utterances, order)
+
+
+def _features(sound: Path) -> np.ndarray:
+    """Log-mel (T, 40) of one recording."""
+    features = audio.log_mel(audio.read_audio(sound, warn=False))
+    if features.max() < SILENCE:
+        raise DataError(f"{sound}: silent, all {len(features)} frames lie at the floor; record it again or take it out")
+    return features
+
+
+def _order(recordings: list[_Recording], home: Path, lister: Path | None) -> list[str]:
+    """Speakers of a training part in the order of their numbers."""
+    if lone := _lone(recordings):
+        if lister:
+            raise DataError(f'{lister}: {lone[0].name}{_more(lone)} has no "speaker"; name those of all utterances')
+        raise DataError(f"{lone[0].sound}: no speaker's folder above it{_more(lone)}; move it into one")
+    speakers = list(dict.fromkeys(recording.speaker for recording in recordings if recording.speaker is not None))
+    if len(speakers) == 1:
+        raise DataError(
+            f"{recordings[0].sound.parent}: all {len(recordings)} recordings are of one speaker, {speakers[0]}; "
+            "expected two or more, each in a folder of its own"
+        )
+    if (mapping := home / "mapping.json").is_file():
+        return _read_mapping(mapping, speakers, lister.name if lister else "the folders beside it")
+    return speakers if lister else sorted(speakers)
+
+
+def _lone(recordings: list[_Recording]) -> list[_Recording]:
+    return [recording for recording in recordings if recording.speaker is None]
+
+
+def _lister(source: Path, part: Part) -> Path | None:
+    """The file that lists the recordings: the source itself, or one that lies in it."""
+    if source.is_file():
+        return source
+    names = [LISTS[part], "metadata.json"]  # a test part may be taken from labelled recordings too
+    return next((path for name in names if (path := source / name).is_file()), None)
+
+
+def _home(unpacked: Path, part: Part) -> Path:
+    """The folder of an unpacked archive, or the one it is wrapped in where a list lies there."""
+    inside = [path for path in unpacked.iterdir() if not _hidden(path.relative_to(unpacked))]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() and _lister(inside[0], part) else unpacked
+
+
+def _read_sounds(lister: Path) -> list[_Entry]:
+    """Entries of a list of recordings.
+
+    Raises:
+        DataError: it lists features, or something else.
+    """
+    keys = [key for key in ("speakers", "utterances") if key in _read_json(lister)]
+    if not keys:
+        raise DataError(
+            f'{lister}: neither "speakers" nor "utterances"; expected a list of recordings, or move it away'
+        )
+    found, listed = _read_list(lister, keys[0])
+    if other := [entry for entry in listed if not entry.name.lower().endswith(tuple(audio.ENDINGS))]:
+        hint = "its features are made already: use its folder as it is" if "n_mels" in found else "list recordings"
+        raise DataError(f"{lister}: {other[0].name} ({other[0].place}){_more(other)} is no wav or flac; {hint}")
+    return listed
+
+
+def _listed(lister: Path, homes: Sequence[Path]) -> list[_Recording]:
+    """Recordings of a list, beside it or in one of the unpacked archives."""
+    listed = _read_sounds(lister)
+    if isinstance(groups := _read_json(lister).get("speakers"), dict):
+        speakers: Sequence[str | None] = [speaker for speaker, entries in groups.items() for _ in entries]
+    else:
+        speakers = _speakers_of(lister, listed) or [None] * len(listed)
+    found, missing = [], []
+    for entry, speaker in zip(listed, speakers, strict=True):
+        there = [path for home in homes if (path := home.joinpath(*entry.parts)).is_file()]
+        if not there:
+            missing.append(entry)
+        elif len(there) > 1 and there[0] != homes[0].joinpath(*entry.parts):
+            raise DataError(f"{there[1]}: {there[0]} is there too; move one of the two archives away")
+        else:
+            found.append(_Recording(there[0], "/".join(entry.parts), speaker))
+    if missing:
+        raise DataError(
+            f"{lister.parent.joinpath(*missing[0].parts)}: missing{_more(missing)}, but {lister.name} names it "
+            f"({missing[0].place}); put it or the archive with it there, or take the utterance out of the list"
+        )
+    return found
+
+
+def _walked(homes: Sequence[Path]) -> list[_Recording]:
+    """All recordings below the folders by path, their speakers by the folder above; one path lies in one archive."""
+    found: dict[str, _Recording] = {}
+    for home in homes:
+        files = {path for path in home.rglob("*") if not _hidden(path.relative_to(home)) and path.is_file()}
+        stems: dict[Path, Path] = {}
+        for path in sorted(files):
+            # one copy of TIMIT has SA1.WAV.wav beside SA1.WAV
+            if path.suffix.lower() not in audio.ENDINGS or path.with_suffix("") in files:
+                continue
+            if other := stems.get(path.with_suffix("")):
+                raise DataError(f"{path}: {other.name} lies beside it; move one of the two away")
+            stems[path.with_suffix("")] = path
+            name = path.relative_to(home).as_posix()
+            if name not in found:
+                found[name] = _Recording(path, name, path.parent.name if path.parent != home else None)
+            elif found[name].sound != homes[0] / name:
+                raise DataError(f"{path}: {found[name].sound} is there too; move one of the two archives away")
+    if not found:
+        raise DataError(f"{homes[0]}: no sound file (wav or flac) in it; expected recordings, a folder a speaker")
+    return [found[name] for name in sorted(found)]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
+# archives
+
+
+def _archives(source: Path) -> list[Path]:
+    """Archives to open: the source itself, or those that lie in it."""
+    if source.is_file():
+        if source.name.lower().endswith(ARCHIVES):
+            return [source]
+        if source.suffix.lower() == ".json":
+            return []
+        raise DataError(f"{source}: expected a folder, an archive ({', '.join(ARCHIVES)}) or a testdata.json")
+    inside = (path for path in sorted(source.iterdir()) if not path.name.startswith("."))
+    return [path for path in inside if path.name.lower().endswith(ARCHIVES) and path.is_file()]
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Recordings and lists of an archive into `folder`.
+
+    Raises:
+        DataError: it is broken or cut, or a member is a link or would land outside the folder.
+    """
+    folder.mkdir(parents=True)
+    if archive.suffix.lower() == ".zip":
+        unpack(archive, folder)
+        return
+    wanted = (*audio.ENDINGS, ".json")
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                name = PureWindowsPath(member.name)
+                if name.anchor or ".." in name.parts or not (member.isfile() or member.isdir()):
+                    raise DataError(
+                        f"{archive}: its member {member.name!r} is a link or leads outside the folder; nothing was "
+                        "unpacked"
+                    )
+                if member.isfile() and member.name.lower().endswith(wanted):
+                    tar.extract(member, folder, filter="data")
+            if tar.fileobj:  # tarfile takes the end of the file for that of the archive, which is a block of zeros
+                tar.fileobj.seek(tar.offset)
+                if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                    raise EOFError("it ends too early")
+    except BROKEN_TAR as error:
+        if isinstance(error, OSError) and error.errno is not None:  # such as a full disk; bz2 and gzip have no number
+            where = folder.parent.parent
+            raise DataError(f"{archive}: cannot be unpacked into {where}: {error.strerror or error}") from error
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise DataError(f"{archive}: cannot be unpacked ({reason}); delete it and fetch it again") from error
+
+
+def _as_packed(text: str, origins: Mapping[Path, Path]) -> str:
+    """A message with the archives in the place of the folders they were unpacked to."""
+    for place, archive in origins.items():
+        text = text.replace(f"{place}{os.sep}", f"{archive}: ").replace(str(place), str(archive))
+    return text

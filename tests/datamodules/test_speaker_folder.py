@@ -1,0 +1,874 @@
+"""datamodules/speaker_folder.py: the course's files read, checked and written, and recordings turned into them."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import pickle
+import random
+import shutil
+import tarfile
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import joblib
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import get_window
+
+from datamodules import speaker_folder
+from datamodules.audio import log_mel, read_audio
+from datamodules.errors import DataError
+from datamodules.speaker_folder import (
+    Part,
+    Utterance,
+    check_lengths,
+    check_speakers,
+    has_speakers,
+    prepare_recordings,
+    read_mel,
+    read_speakers,
+    read_test,
+    write_dataset,
+)
+
+FILES = {"ann": [("uttr-a0.pt", 4), ("uttr-a1.pt", 6)], "bob": [("uttr-b0.pt", 5)], "cy": [("uttr-c0.pt", 3)]}
+TEST = [("uttr-t1.pt", 7), ("uttr-t0.pt", 2)]
+
+
+def mels(seed: int, length: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((length, 40)).astype(np.float32)
+
+
+def entries(files: list[tuple[str, int]]) -> list[dict[str, Any]]:
+    return [{"feature_path": name, "mel_len": length} for name, length in files]
+
+
+def edit(path: Path, change: Callable[[Any], Any]) -> None:
+    """Change the content of a JSON file: in place, or by returning another."""
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(change(content) or content))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The course's layout, written here file by file; mapping.json has an order of its own."""
+    folder = tmp_path / "Dataset"
+    folder.mkdir()
+    for name, length in [pair for pairs in [*FILES.values(), TEST] for pair in pairs]:
+        torch.save(torch.from_numpy(mels(length, length)), folder / name)
+    speakers = {speaker: entries(files) for speaker, files in FILES.items()}
+    (folder / "metadata.json").write_text(json.dumps({"n_mels": 40, "speakers": speakers}))
+    mapping = {"speaker2id": {"cy": 0, "ann": 1, "bob": 2}, "id2speaker": {"0": "cy", "1": "ann", "2": "bob"}}
+    (folder / "mapping.json").write_text(json.dumps(mapping))
+    (folder / "testdata.json").write_text(json.dumps({"n_mels": 40, "utterances": entries(TEST)}))
+    return folder
+
+
+class TestRead:
+    def test_labelled(self, folder: Path) -> None:
+        found = read_speakers(folder)
+        assert found.speakers == ["cy", "ann", "bob"]
+        assert found.files == [folder / name for name in ("uttr-a0.pt", "uttr-a1.pt", "uttr-b0.pt", "uttr-c0.pt")]
+        assert (found.labels.tolist(), found.labels.dtype) == ([1, 1, 2, 0], np.int64)
+        assert (found.lengths.tolist(), found.lengths.dtype) == ([4, 6, 5, 3], np.int64)
+        frames = [read_mel(path) for path in found.files]
+        assert frames[1].dtype == np.float32
+        assert np.array_equal(frames[1], mels(6, 6))
+        check_lengths(found, [len(x) for x in frames])
+
+    def test_test_part(self, folder: Path) -> None:
+        for name in ("metadata.json", "mapping.json"):
+            (folder / name).unlink()
+        found = read_test(folder)
+        assert found.names == ["uttr-t1.pt", "uttr-t0.pt"]
+        assert found.files == [folder / name for name in found.names]
+        assert found.lengths.tolist() == [7, 2]
+        assert found.speakers is None
+        check_lengths(found, [7, 2])
+
+    def test_speakers_of_a_test_part(self, folder: Path) -> None:
+        path = folder / "testdata.json"
+        edit(path, lambda c: c["utterances"][0].update(speaker="bob"))
+        with pytest.raises(DataError, match=r'testdata\.json: uttr-t0\.pt \(utterance 1\) has no "speaker"; name all'):
+            read_test(folder)
+        edit(path, lambda c: c["utterances"][1].update(speaker="eve"))
+        assert read_test(folder).speakers == ["bob", "eve"]
+
+    def test_features_below(self, folder: Path) -> None:
+        """In folders of their own, and spelled as on Windows."""
+        (folder / "a" / "b").mkdir(parents=True)
+        (folder / "uttr-t1.pt").rename(folder / "a" / "b" / "uttr-t1.pt")
+        for spelled in ("a/b/uttr-t1.pt", "a\\b\\uttr-t1.pt", "./a/b/uttr-t1.pt"):
+            edit(folder / "testdata.json", lambda c, s=spelled: c["utterances"][0].update(feature_path=s))
+            found = read_test(folder)
+            assert found.names[0] == spelled
+            assert len(read_mel(found.files[0])) == 7
+
+    def test_id2speaker_may_lack(self, folder: Path) -> None:
+        edit(folder / "mapping.json", lambda c: {"speaker2id": c["speaker2id"]})
+        assert read_speakers(folder).speakers == ["cy", "ann", "bob"]
+
+    def test_few_looks_at_the_disk(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for n in range(200):
+            (folder / f"uttr-n{n}.pt").touch()
+        many = entries([(f"uttr-n{n}.pt", 1) for n in range(200)])
+        edit(folder / "metadata.json", lambda c: c["speakers"]["bob"].extend(many))
+        looks: list[Any] = []
+        stat, scandir = os.stat, os.scandir
+        monkeypatch.setattr(os, "stat", lambda *a, **k: looks.append(a) or stat(*a, **k))
+        monkeypatch.setattr(os, "scandir", lambda *a: looks.append(a) or scandir(*a))
+        assert len(read_speakers(folder).files) == 204
+        assert 0 < len(looks) < 5
+
+    def test_has_speakers(self, folder: Path, tmp_path: Path) -> None:
+        assert has_speakers(folder)
+        (folder / "metadata.json").unlink()
+        assert has_speakers(folder)  # a test set alone
+        (folder / "testdata.json").unlink()
+        assert not has_speakers(folder)
+        assert not has_speakers(tmp_path / "none")
+        assert not has_speakers(folder / "mapping.json")
+        (folder / "metadata.json").write_text('{"speakers": {"a": [{"feature_path": "a.flac", "num_samples": 9}]}}')
+        assert not has_speakers(folder)
+        (folder / "metadata.json").write_text('{"citation": "of another project"}')
+        assert not has_speakers(folder)
+
+    def test_recordings_are_to_be_prepared(self, folder: Path, real_data: Callable[[str], Path]) -> None:
+        raw = real_data("hw4_speaker")
+        assert not has_speakers(raw)
+        with pytest.raises(DataError, match=rf"lists sounds.* `leeml data prepare hw4_speaker --source {raw}`$"):
+            read_speakers(raw)
+        edit(folder / "testdata.json", lambda c: {"utterances": [{"feature_path": "my/A.WAV"}]})
+        with pytest.raises(DataError, match=rf"lists sounds.* --source {folder / 'testdata.json'}`$"):
+            read_test(folder)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda c: [c], "holds a list; expected an object such as the course's metadata"),
+            (lambda c: c.pop("speakers") and None, 'no "speakers"; expected each id with its utterances'),
+            (lambda c: c.update(speakers={}), 'no "speakers"'),
+            (lambda c: c.update(speakers=[1]), 'no "speakers"'),
+            (lambda c: c["speakers"].update(bob=[]), "speaker of bob has no utterances|speaker bob has no utterances"),
+            (lambda c: c["speakers"].update(bob=[3]), 'utterance 0 of bob has no "feature_path"'),
+            (lambda c: c["speakers"]["ann"][1].update(feature_path=7), 'utterance 1 of ann has no "feature_path"'),
+            (lambda c: c.update(n_mels=80), "n_mels is 80; expected 40, make the features anew"),
+            (lambda c: c.pop("n_mels") and None, "n_mels is None; expected 40"),
+            (
+                lambda c: c["speakers"]["ann"][1].update(mel_len=0),
+                r"uttr-a1\.pt \(utterance 1 of ann\) has mel_len 0; expected its frames, 1 or more, or take it out",
+            ),
+            (lambda c: c["speakers"]["ann"][1].update(mel_len=-4), ".*has mel_len -4; expected"),
+            (lambda c: c["speakers"]["ann"][1].update(mel_len=6.0), r".*has mel_len 6\.0; expected"),
+            (lambda c: c["speakers"]["ann"][1].update(mel_len=True), ".*has mel_len True; expected"),
+            (lambda c: c["speakers"]["ann"][1].update(mel_len=10**30), ".*has mel_len 10+; expected"),
+            (lambda c: c["speakers"]["ann"][1].pop("mel_len") and None, '.*has no "mel_len"; expected'),
+            (
+                lambda c: c["speakers"]["ann"][1].update(feature_path="uttr-b0.pt"),
+                r"uttr-b0\.pt stands there 2 times \(utterance 1 of ann and utterance 0 of bob\); take 1 out",
+            ),
+            (
+                lambda c: c["speakers"]["ann"][0].update(feature_path="./uttr-b0.pt"),
+                r"uttr-b0\.pt stands there 2 times",
+            ),
+        ],
+    )
+    def test_bad_metadata(self, folder: Path, change: Callable[[Any], Any], message: str) -> None:
+        edit(folder / "metadata.json", change)
+        with pytest.raises(DataError, match=rf"metadata\.json: ({message})") as caught:
+            read_speakers(folder)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["../uttr-x.pt", "/etc/passwd", "C:\\x.pt", "a/../../x.pt", "\\\\host\\share\\x.pt", "", ".", "..", "\0"],
+    )
+    def test_no_path_leaves_the_folder(self, folder: Path, name: str) -> None:
+        (folder.parent / "uttr-x.pt").touch()
+        for read, file, entry in (
+            (read_speakers, "metadata.json", lambda c: c["speakers"]["bob"][0]),
+            (read_test, "testdata.json", lambda c: c["utterances"][0]),
+        ):
+            edit(folder / file, lambda c, entry=entry: entry(c).update(feature_path=name))
+            with pytest.raises(DataError, match=rf"{file}: feature_path .* of utterance 0.* leads outside the folder"):
+                read(folder)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda c: {"x": 1}, 'no "speaker2id"'),
+            (lambda c: c["speaker2id"].pop("ann") and None, "no number of speaker ann, who has utterances in metadata"),
+            (lambda c: c["speaker2id"].update(eve=3), r"speaker eve has no utterances in metadata\.json; take the"),
+            (lambda c: c["speaker2id"].update(eve=3, dan=4), r"speaker dan \(and 1 more\) has no utterances"),
+            (lambda c: c["speaker2id"].update(ann=3), "no speaker has number 1 in speaker2id; expected 0 to 2"),
+            (lambda c: c["speaker2id"].update(ann=2), "no speaker has number 1 in speaker2id; expected 0 to 2"),
+            (lambda c: c["speaker2id"].update(ann="1"), "no speaker has number 1"),
+            (lambda c: c["speaker2id"].update(ann=True), "no speaker has number 1"),
+            (lambda c: c["id2speaker"].update({"0": "bob"}), "speaker2id has cy as 0, id2speaker has not"),
+            (lambda c: c["id2speaker"].pop("2") and None, "speaker2id has .* id2speaker has not"),
+            (lambda c: c["id2speaker"].update({"3": "eve"}), "speaker2id has .* id2speaker has not"),
+            (lambda c: c.update(id2speaker=["cy", "ann", "bob"]), "speaker2id has cy as 0, id2speaker has not"),
+        ],
+    )
+    def test_bad_mapping(self, folder: Path, change: Callable[[Any], Any], message: str) -> None:
+        edit(folder / "mapping.json", change)
+        with pytest.raises(DataError, match=rf"mapping\.json: {message}") as caught:
+            read_speakers(folder)
+        assert "\n" not in str(caught.value)
+
+    def test_missing_and_damaged(self, folder: Path) -> None:
+        def refused(message: str, read: Callable[[Path], Any] = read_speakers) -> None:
+            with pytest.raises(DataError, match=message):
+                read(folder)
+
+        (folder / "uttr-b0.pt").unlink()
+        refused(r"uttr-b0\.pt: missing, but metadata\.json names it \(utterance 0 of bob\); copy or unpack")
+        (folder / "uttr-c0.pt").unlink()
+        refused(r"uttr-b0\.pt: missing \(and 1 more\)")
+        (folder / "uttr-t0.pt").unlink()
+        refused(r"uttr-t0\.pt: missing, but testdata\.json names it \(utterance 1\)", read_test)
+        edit(folder / "testdata.json", lambda c: c["utterances"][1].update(feature_path="no/folder.pt"))
+        refused(r"no/folder\.pt: missing, but testdata\.json", read_test)
+        whole = (folder / "metadata.json").read_bytes()
+        for data in (b"", b"<html>", whole[:-9], b"\xff\xfe", b"[" * 100_000, b'{"n_mels": ' + b"1" * 5000 + b"}"):
+            (folder / "metadata.json").write_bytes(data)
+            refused(r"metadata\.json(, line \d+)?: no JSON.*; copy or unpack it again")
+        (folder / "metadata.json").write_bytes(b"\xef\xbb\xbf" + whole)  # as an editor on Windows saves it
+        refused(r"uttr-b0\.pt: missing")
+        (folder / "mapping.json").unlink()
+        refused(r"mapping\.json: missing")
+        (folder / "metadata.json").unlink()
+        refused(r"metadata\.json: missing; copy or unpack the data again")
+        (folder / "testdata.json").unlink()
+        refused(r"testdata\.json: missing", read_test)
+
+    def test_lengths(self, folder: Path) -> None:
+        with pytest.raises(DataError, match=r"uttr-b0\.pt: 9 frames, but mel_len 5 in metadata\.json; copy or make"):
+            check_lengths(read_speakers(folder), [4, 6, 9, 3])
+        with pytest.raises(DataError, match=r"uttr-t0\.pt: 3 frames, but mel_len 2 in testdata\.json"):
+            check_lengths(read_test(folder), np.array([7, 3]))
+
+    def test_speakers_with_few_utterances(self, folder: Path) -> None:
+        found = read_speakers(folder)
+        check_speakers(found, 1)
+        with pytest.raises(
+            DataError, match=rf"^{folder}: too few utterances of cy \(1\), bob \(1\); expected 2 or more"
+        ):
+            check_speakers(found)
+        with pytest.raises(DataError, match=r"cy \(1\), ann \(2\), bob \(1\); expected 3 or more"):
+            check_speakers(found, 3)
+        with pytest.raises(DataError, match=r"s0 \(1\), .* s4 \(1\) and 2 more; expected"):
+            check_speakers(found._replace(speakers=[f"s{n}" for n in range(7)], labels=np.arange(7)))
+        check_speakers(found._replace(labels=np.array([0, 0, 1, 1]), speakers=["a", "b"]))
+
+
+class Shell:
+    """What a hostile file holds: unpickling it makes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.target,))
+
+
+class TestMel:
+    def test_code_is_refused_and_not_run(self, tmp_path: Path) -> None:
+        torch.save({"x": Shell(tmp_path / "ran")}, tmp_path / "zip.pt")
+        (tmp_path / "plain.pt").write_bytes(pickle.dumps(Shell(tmp_path / "ran"), 2))
+        for name in ("zip.pt", "plain.pt"):
+            with pytest.raises(DataError, match=rf"{name}: holds Python objects, which may run code, and was not"):
+                read_mel(tmp_path / name)
+        assert not (tmp_path / "ran").exists()
+
+    @pytest.mark.parametrize("precision", [torch.float16, torch.float64])
+    def test_other_precisions(self, tmp_path: Path, precision: torch.dtype) -> None:
+        x = torch.from_numpy(mels(0, 5)).to(precision)
+        torch.save(x.clone().requires_grad_(), tmp_path / "a.pt")
+        assert np.array_equal(read_mel(tmp_path / "a.pt"), x.float().numpy())
+
+    @pytest.mark.filterwarnings("ignore:Validating sparse")
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"x": torch.zeros(3, 40)}, "holds a dict; expected a float tensor of frames x 40"),
+            (torch.zeros(3, 40).int(), "holds a int32 tensor"),
+            (torch.zeros(3, 40).to_sparse(), "holds a float32 tensor"),
+            (torch.zeros(3, 80), r"shape \(3, 80\); expected frames x 40"),
+            (torch.zeros(40, 3), r"shape \(40, 3\)"),
+            (torch.zeros(40), r"shape \(40,\)"),
+            (torch.zeros(0, 40), "no frames; take the utterance out"),
+            (torch.ones(3, 40).index_fill_(0, torch.tensor(2), torch.nan), "frame 2 has a value that is no finite"),
+            (torch.ones(3, 40).index_fill_(0, torch.tensor(1), -torch.inf), "frame 1 has a value that is no finite"),
+        ],
+    )
+    def test_bad_content(self, tmp_path: Path, content: object, message: str) -> None:
+        torch.save(content, tmp_path / "a.pt")
+        with pytest.raises(DataError, match=rf"a\.pt: {message}"):
+            read_mel(tmp_path / "a.pt")
+
+    def test_damage(self, tmp_path: Path) -> None:
+        torch.save(torch.zeros(30, 40), tmp_path / "a.pt")
+        whole = (tmp_path / "a.pt").read_bytes()
+        for data in (b"", b"<html>", whole[:100], whole[:-100]):
+            (tmp_path / "a.pt").write_bytes(data)
+            with pytest.raises(DataError, match=r"a\.pt: cannot be read as a tensor file; copy or unzip it again"):
+                read_mel(tmp_path / "a.pt")
+        with pytest.raises(FileNotFoundError):
+            read_mel(tmp_path / "none.pt")
+
+
+SOME = [Utterance(f"{speaker}/{n}.wav", mels(n, 3 + n), speaker) for n, speaker in enumerate(("b", "a", "b", "c"))]
+
+words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)  # as files have them
+parts = st.lists(st.tuples(words, words, st.integers(1, 5)), min_size=1, max_size=6, unique_by=lambda row: row[:2])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class TestWrite:
+    @settings(max_examples=40)
+    @given(rows=parts, tests=parts, seed=st.integers(0, 99), named=st.booleans())
+    def test_read_back(self, rows: list, tests: list, seed: int, named: bool) -> None:
+        """What is written is read, in the order of the speakers asked for and of their utterances."""
+        train = [Utterance(name, mels(n, length), speaker) for n, (speaker, name, length) in enumerate(rows)]
+        test = [
+            Utterance(name, mels(9 + n, length), speaker if named else None)
+            for n, (speaker, name, length) in enumerate(tests)
+        ]
+        if not named:
+            test = list({utterance.name: utterance for utterance in test}.values())
+        order = sorted({speaker for speaker, _, _ in rows})
+        random.Random(seed).shuffle(order)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "d"
+            write_dataset(folder, "train", train, order)
+            write_dataset(folder, "test", test)
+            found = read_speakers(folder)
+            assert found.speakers == order
+            wanted = [utterance for speaker in order for utterance in train if utterance.speaker == speaker]
+            assert [found.speakers[k] for k in found.labels] == [utterance.speaker for utterance in wanted]
+            for path, length, utterance in zip(found.files, found.lengths, wanted, strict=True):
+                assert np.array_equal(read_mel(path), utterance.features)
+                assert length == len(utterance.features)
+            unseen = read_test(folder)
+            assert unseen.speakers == ([utterance.speaker for utterance in test] if named else None)
+            for path, utterance in zip(unseen.files, test, strict=True):
+                assert np.array_equal(read_mel(path), utterance.features)
+            check_lengths(unseen, [len(utterance.features) for utterance in test])
+            assert len(list(folder.iterdir())) == 3 + len(train) + len(test)
+
+    def test_as_the_course_names_them(self, tmp_path: Path) -> None:
+        written = write_dataset(tmp_path / "d", "train", SOME)
+        assert written == [tmp_path / "d" / "metadata.json", tmp_path / "d" / "mapping.json"]
+        assert has_speakers(tmp_path / "d")
+        content = json.loads(written[0].read_text())
+        assert content["n_mels"] == 40
+        assert list(content["speakers"]) == ["a", "b", "c"]
+        mapping = {"speaker2id": {"a": 0, "b": 1, "c": 2}, "id2speaker": {"0": "a", "1": "b", "2": "c"}}
+        assert json.loads(written[1].read_text()) == mapping
+        first = content["speakers"]["b"][0]
+        assert (first["mel_len"], first["source"]) == (3, "b/0.wav")
+        # literal: names may not change from release to release, as submissions carry them
+        assert first["feature_path"] == "uttr-1726c66af88e17bf370d5fe81aafab31.pt"
+
+    def test_names_do_not_depend_on_the_company(self, tmp_path: Path) -> None:
+        write_dataset(tmp_path / "all", "train", SOME)
+        write_dataset(tmp_path / "some", "train", reversed(SOME[:2]))
+        everything = contents(tmp_path / "all")
+        for path in (tmp_path / "some").glob("uttr-*"):
+            assert path.read_bytes() == everything[path.name]
+        assert len(list((tmp_path / "some").glob("uttr-*"))) == 2
+
+    def test_a_test_set_is_added(self, folder: Path) -> None:
+        (folder / "testdata.json").unlink()
+        before = contents(folder)
+        assert write_dataset(folder, "test", SOME) == [folder / "testdata.json"]
+        after = contents(folder)
+        assert {name: after[name] for name in before} == before
+        assert len(after) == len(before) + 1 + len(SOME)
+        assert read_test(folder).speakers == ["b", "a", "b", "c"]
+        assert read_speakers(folder).speakers == ["cy", "ann", "bob"]
+
+    def test_one_recording_in_both_parts(self, tmp_path: Path) -> None:
+        """b/0.wav of the training folder and of the test folder are two recordings."""
+        write_dataset(tmp_path, "train", SOME)
+        others = [utterance._replace(features=utterance.features + 1) for utterance in SOME]
+        write_dataset(tmp_path, "test", others)
+        assert np.array_equal(read_mel(read_test(tmp_path).files[0]), SOME[0].features + 1)
+        assert np.array_equal(read_mel(read_speakers(tmp_path).files[0]), SOME[1].features)
+
+    def test_what_is_there_is_kept(self, tmp_path: Path) -> None:
+        write_dataset(tmp_path / "d", "train", SOME)
+        before = contents(tmp_path / "d")
+        for name in ("metadata.json", "mapping.json"):
+            with pytest.raises(DataError, match=rf"{name}: there already; move it away, or name another folder"):
+                write_dataset(tmp_path / "d", "train", SOME)
+            (tmp_path / "d" / name).unlink()
+        # features without a list are what a killed run leaves: it is gone on with, unless one of them is another
+        write_dataset(tmp_path / "d", "train", SOME)
+        assert contents(tmp_path / "d") == before
+        feature = next((tmp_path / "d").glob("uttr-*"))
+        for name in ("metadata.json", "mapping.json"):
+            (tmp_path / "d" / name).unlink()
+        feature.write_bytes(b"mine")
+        before = contents(tmp_path / "d")
+        with pytest.raises(DataError, match=rf"{feature.name}: there already; move it away"):
+            write_dataset(tmp_path / "d", "train", SOME)
+        assert contents(tmp_path / "d") == before
+
+    def test_it_appears_whole(self, tmp_path: Path) -> None:
+        def breaks() -> Iterator[Utterance]:
+            yield SOME[0]
+            raise DataError("broken")
+
+        with pytest.raises(DataError, match="broken"):
+            write_dataset(tmp_path / "d", "train", breaks())
+        assert list((tmp_path / "d").iterdir()) == []
+
+    @pytest.mark.parametrize("moves", range(6))  # four features and two lists
+    def test_a_full_disk(self, folder: Path, monkeypatch: pytest.MonkeyPatch, moves: int) -> None:
+        for name in ("metadata.json", "mapping.json"):
+            (folder / name).unlink()
+        before = contents(folder)
+        replace, done = os.replace, []
+
+        def fails(*paths: Any) -> None:
+            if len(done) == moves:
+                raise OSError(28, "No space left on device")
+            done.append(paths)
+            replace(*paths)
+
+        monkeypatch.setattr(os, "replace", fails)
+        with pytest.raises(OSError, match="No space"):
+            write_dataset(folder, "train", SOME)
+        assert contents(folder) == before
+
+    def test_refused(self, tmp_path: Path) -> None:
+        def refused(message: str, utterances: list[Utterance], part: Part = "train", *order: Any) -> None:
+            with pytest.raises(DataError, match=message):
+                write_dataset(tmp_path / "d", part, utterances, *order)
+            assert list((tmp_path / "d").iterdir()) == []
+
+        refused(r"no utterance for metadata\.json", [])
+        refused(r"b/0\.wav: stands there twice for speaker b", [SOME[0], SOME[0]])
+        refused(r"x: stands there twice; rename", [Utterance("x", mels(0, 2))] * 2, "test")
+        refused(r"a/1\.wav: no speaker; expected", [SOME[0], SOME[1]._replace(speaker=None)])
+        refused("speaker c is not on both sides", SOME, "train", ["a", "b"])
+        refused("speaker z is not on both sides", SOME, "train", ["a", "b", "c", "z"])
+        refused("speaker a is not on both sides", SOME, "train", ["a", "b", "c", "a"])
+
+
+def noise(path: Path, rate: int = 16000, seconds: float = 0.2) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sound = 0.1 * np.random.default_rng(len(str(path.name))).standard_normal(int(rate * seconds))
+    soundfile.write(path, sound, rate)
+    return path
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    """Two speakers at different depths, and what else lies in such folders."""
+    source = tmp_path / "source"
+    noise(source / "s2" / "x.wav")
+    noise(source / "s2" / "yy.FLAC")
+    noise(source / "more" / "s1" / "x.wav")
+    noise(source / "more" / "s1" / "SA1.WAV")
+    noise(source / "more" / "s1" / "SA1.WAV.wav")
+    noise(source / "__MACOSX" / "s1" / "x.wav")
+    noise(source / ".trash" / "s3" / "x.wav")
+    (source / "s2" / "._x.wav").write_bytes(b"of a Mac")
+    (source / "s2" / "x.txt").write_text("words")
+    return source
+
+
+NAMES = ["more/s1/SA1.WAV", "more/s1/x.wav", "s2/x.wav", "s2/yy.FLAC"]
+
+
+def sources(folder: Path, part: Part = "train") -> list[str]:
+    name, key = ("metadata.json", "speakers") if part == "train" else ("testdata.json", "utterances")
+    content = json.loads((folder / name).read_text())[key]
+    rows = [entry for rows in content.values() for entry in rows] if part == "train" else content
+    return [entry["source"] for entry in rows]
+
+
+def pack(source: Path, archive: Path) -> Path:
+    if archive.suffix == ".zip":
+        with ZipFile(archive, "w") as zipped:
+            for path in source.rglob("*.*"):
+                zipped.write(path, path.relative_to(source))
+    else:
+        mode: Any = "w" if archive.suffix == ".tar" else "w:gz"
+        with tarfile.open(archive, mode) as tar:
+            tar.add(source, ".")
+    return archive
+
+
+class TestPrepare:
+    def refused(self, message: str, source: Path, part: Part = "train") -> None:
+        out = source.parent / "refused"
+        with pytest.raises(DataError, match=message) as caught:
+            prepare_recordings(source, out, part)
+        assert "\n" not in str(caught.value)
+        assert ".source" not in str(caught.value)  # a folder that is gone
+        assert not out.exists() or list(out.iterdir()) == []
+
+    def test_a_folder_a_speaker(self, recordings: Path, tmp_path: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            prepare_recordings(recordings, tmp_path / "out", "train")
+        found = read_speakers(tmp_path / "out")
+        assert found.speakers == ["s1", "s2"]
+        assert found.labels.tolist() == [0, 0, 1, 1]
+        assert found.lengths.tolist() == [21] * 4  # 1 + 3200 // 160
+        assert sources(tmp_path / "out") == NAMES
+        expected = log_mel(read_audio(recordings / "s2" / "yy.FLAC"))
+        assert np.array_equal(read_mel(found.files[3]), expected)
+
+    @pytest.mark.parametrize("name", ["my.tar", "my.tar.gz", "MY.TGZ", "my.zip"])
+    def test_archives_hold_the_same(self, recordings: Path, tmp_path: Path, name: str) -> None:
+        prepare_recordings(recordings, tmp_path / "one", "train")
+        prepare_recordings(pack(recordings, tmp_path / name), tmp_path / "two", "train")
+        assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+    def test_a_folder_of_archives(self, recordings: Path, tmp_path: Path) -> None:
+        """Also where one of them is unpacked beside it."""
+        prepare_recordings(recordings, tmp_path / "one", "train")
+        packed = tmp_path / "packed"
+        for name in ("s2", "more"):
+            (tmp_path / name).mkdir()
+            shutil.copytree(recordings / name, tmp_path / name / name)
+        packed.mkdir()
+        pack(tmp_path / "s2", packed / "1.tar")
+        pack(tmp_path / "more", packed / "2.zip")
+        prepare_recordings(packed, tmp_path / "two", "train")
+        assert contents(tmp_path / "one") == contents(tmp_path / "two")
+        shutil.copytree(recordings / "s2", packed / "s2")
+        prepare_recordings(packed, tmp_path / "three", "train")
+        assert contents(tmp_path / "one") == contents(tmp_path / "three")
+        shutil.copy(packed / "1.tar", packed / "1b.tar")
+        prepare_recordings(packed, tmp_path / "four", "train")  # the unpacked ones stand for both
+        shutil.rmtree(packed / "s2")
+        self.refused(r"packed/1b\.tar: s2/x\.wav: .*packed/1\.tar: s2/x\.wav is there too; move one", packed)
+
+    def test_workers_do_the_same(self, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Threads here: processes would load torch for ten seconds; test_libriphone.py has them."""
+        prepare_recordings(recordings, tmp_path / "one", "train")
+        jobs = []
+        monkeypatch.setattr(speaker_folder, "SHARE", 2)
+        monkeypatch.setattr(speaker_folder, "cpu_count", lambda: 8)
+        monkeypatch.setattr(speaker_folder, "Parallel", lambda **k: jobs.append(k["n_jobs"]) or joblib.Parallel(**k))
+        with joblib.parallel_config(backend="threading"):
+            prepare_recordings(recordings, tmp_path / "two", "train")
+            soundfile.write(recordings / "s2" / "yy.FLAC", np.zeros(3200), 16000)
+            self.refused(r"s2/yy\.FLAC: silent", recordings)
+        assert jobs == [2, 2]  # four recordings
+        assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+    def test_test_parts(self, recordings: Path, tmp_path: Path) -> None:
+        prepare_recordings(recordings, tmp_path / "out", "train")
+        assert prepare_recordings(recordings, tmp_path / "out", "test") == [tmp_path / "out" / "testdata.json"]
+        found = read_test(tmp_path / "out")
+        assert found.speakers == ["s1", "s1", "s2", "s2"]
+        assert not set(found.files) & set(read_speakers(tmp_path / "out").files)
+        prepare_recordings(recordings / "s2", tmp_path / "flat", "test")
+        assert read_test(tmp_path / "flat").speakers is None
+        assert sources(tmp_path / "flat", "test") == ["x.wav", "yy.FLAC"]
+        prepare_recordings(pack(recordings / "s2", tmp_path / "s2.tar"), tmp_path / "packed", "test")
+        assert contents(tmp_path / "packed") == contents(tmp_path / "flat")
+        (tmp_path / "wrapped").mkdir()
+        shutil.copytree(recordings / "s2", tmp_path / "wrapped" / "test")  # no speaker is called so
+        prepare_recordings(tmp_path / "wrapped", tmp_path / "third", "test")
+        assert read_test(tmp_path / "third").speakers is None
+        noise(recordings / "alone.wav")
+        self.refused(r"source/alone\.wav: no speaker's folder above it, as others have", recordings, "test")
+
+    def test_no_folder_a_speaker(self, recordings: Path) -> None:
+        self.refused("s1: all 2 recordings are of one speaker, s1; expected two or more", recordings / "more")
+        self.refused(r"s2/x\.wav: no speaker's folder above it \(and 1 more\); move it", recordings / "s2")
+
+    def test_mapping_decides_the_order(self, recordings: Path, tmp_path: Path) -> None:
+        (recordings / "mapping.json").write_text(json.dumps({"speaker2id": {"s2": 0, "s1": 1}}))
+        prepare_recordings(recordings, tmp_path / "out", "train")
+        assert read_speakers(tmp_path / "out").speakers == ["s2", "s1"]
+        noise(recordings / "s0" / "x.wav")
+        self.refused(r"mapping\.json: no number of speaker s0, who has utterances in the folders beside it", recordings)
+
+    def test_metadata_decides(self, recordings: Path, tmp_path: Path) -> None:
+        listed = {"s2": [{"feature_path": "s2/x.wav"}], "sister": [{"feature_path": "more\\s1\\x.wav"}]}
+        (recordings / "metadata.json").write_text(json.dumps({"speakers": listed}))
+        prepare_recordings(recordings, tmp_path / "out", "train")
+        assert read_speakers(tmp_path / "out").speakers == ["s2", "sister"]
+        assert sources(tmp_path / "out") == ["s2/x.wav", "more/s1/x.wav"]
+        (tmp_path / "wrap").mkdir()
+        shutil.copytree(recordings, tmp_path / "wrap" / "inside")
+        for source, name in ((recordings, "plain"), (tmp_path / "wrap", "wrapped")):
+            prepare_recordings(pack(source, tmp_path / f"{name}.tar"), tmp_path / name, "train")
+            assert contents(tmp_path / name) == contents(tmp_path / "out")
+        prepare_recordings(recordings, tmp_path / "out", "test")
+        assert read_test(tmp_path / "out").speakers == ["s2", "sister"]
+        listed["s2"].append({"feature_path": "s2/none.flac"})
+        (recordings / "metadata.json").write_text(json.dumps({"speakers": listed}))
+        self.refused(r"s2/none\.flac: missing, but metadata\.json names it \(utterance 1 of s2\); put it", recordings)
+
+    def test_a_list_of_recordings(self, recordings: Path, tmp_path: Path) -> None:
+        path = recordings / "testdata.json"
+
+        def write(*names: str, **more: str) -> None:
+            path.write_text(json.dumps({"utterances": [{"feature_path": name, **more} for name in names]}))
+
+        write("s2/yy.FLAC", "more/s1/x.wav")
+        for n, source in enumerate((path, recordings)):
+            prepare_recordings(source, tmp_path / f"out{n}", "test")
+            assert sources(tmp_path / f"out{n}", "test") == ["s2/yy.FLAC", "more/s1/x.wav"]
+            assert read_test(tmp_path / f"out{n}").speakers is None
+        write("s2/yy.FLAC", "more/s1/x.wav", speaker="me")
+        prepare_recordings(path, tmp_path / "said", "test")
+        assert read_test(tmp_path / "said").speakers == ["me", "me"]
+        write("s2/yy.FLAC", "s2/none.wav")
+        self.refused(r"source/s2/none\.wav: missing, but testdata\.json names it \(utterance 1\)", path.parent, "test")
+        write("../s2/yy.FLAC")
+        self.refused(r"testdata\.json: feature_path '\.\./s2/yy\.FLAC' .* leads outside", path.parent, "test")
+        write("s2/x.txt")
+        self.refused(r"testdata\.json: s2/x\.txt \(utterance 0\) is no wav or flac", path.parent, "test")
+        path.write_text('{"rows": []}')
+        self.refused(r'testdata\.json: neither "speakers" nor "utterances"', path.parent, "test")
+        path.unlink()
+        write("s2/yy.FLAC", "more/s1/x.wav")
+        path.rename(recordings / "metadata.json")
+        self.refused(r'metadata\.json: s2/yy\.FLAC \(and 1 more\) has no "speaker"', recordings)
+
+    def test_features_need_no_preparation(self, folder: Path) -> None:
+        parts: tuple[Part, Part] = ("train", "test")
+        for part in parts:
+            self.refused(r"data\.json: uttr-..\.pt .* is no wav or flac; its features are made already", folder, part)
+
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_another_rate_is_said_once(self, recordings: Path, tmp_path: Path, packed: bool) -> None:
+        noise(recordings / "s2" / "low.wav", 8000)
+        noise(recordings / "s2" / "odd.wav", 11025)
+        source = pack(recordings, tmp_path / "my.tar") if packed else recordings
+        place = r"my\.tar: s2/" if packed else r"source/s2/"
+        with pytest.warns(UserWarning, match=rf"{place}low\.wav and 1 more: 8000 Hz, resampled") as caught:
+            prepare_recordings(source, tmp_path / "out", "train")
+        assert len(caught) == 1
+        assert caught[0].filename == __file__  # the caller's line
+        assert read_speakers(tmp_path / "out").lengths.tolist() == [21] * 6  # 0.2 s each
+
+    def test_bad_sounds(self, recordings: Path, tmp_path: Path) -> None:
+        flac = recordings / "s2" / "yy.FLAC"
+        whole = flac.read_bytes()
+        for data in (b"<html>" * 100, whole[: len(whole) // 2], whole[:20]):
+            flac.write_bytes(data)
+            self.refused(r"s2/yy\.FLAC: cannot be read as wav or flac .*; copy or unzip it again", recordings)
+        self.refused(r"my\.tar: s2/yy\.FLAC: cannot be read", pack(recordings, tmp_path / "my.tar"))
+        flac.write_bytes(b"")
+        self.refused(r"s2/yy\.FLAC: empty; copy", recordings)
+        soundfile.write(flac, np.zeros(3200), 16000)
+        self.refused(r"s2/yy\.FLAC: silent, all 21 frames lie at the floor; record it again or take it out", recordings)
+        soundfile.write(flac, np.zeros(399), 16000)
+        self.refused(r"s2/yy\.FLAC: 399 samples \(25 ms\), expected 25 ms or more", recordings)
+        flac.unlink()
+        soundfile.write(recordings / "s2" / "z.wav", np.full(3200, np.nan), 16000, "FLOAT")
+        self.refused(r"s2/z\.wav: sample 0 is no finite number", recordings)
+
+    def test_quiet_is_not_silent(self, recordings: Path, tmp_path: Path) -> None:
+        """The last bit now and then, or one word in a long silence."""
+        steps = np.random.default_rng(0).integers(0, 2, 3200) / 32768
+        soundfile.write(recordings / "s2" / "a.wav", steps, 16000)
+        steps[:3000] = 0
+        soundfile.write(recordings / "s2" / "b.wav", steps, 16000)
+        prepare_recordings(recordings, tmp_path / "out", "train")
+        assert len(read_speakers(tmp_path / "out").files) == 6
+
+    def test_two_of_one_name(self, recordings: Path) -> None:
+        noise(recordings / "s2" / "x.flac")
+        self.refused(r"s2/x\.wav: x\.flac lies beside it; move one of the two away", recordings)
+
+    def test_names_that_are_no_text(self, recordings: Path) -> None:
+        os.rename(recordings / "s2" / "x.wav", os.fsencode(recordings / "s2") + b"/\xa7.wav")
+        self.refused(r"\\udca7\.wav': its name is no UTF-8; rename it", recordings)
+
+    def test_nothing_to_do(self, tmp_path: Path, folder: Path) -> None:
+        self.refused(r"none: no such folder, archive \(\.tar, .*\) or testdata\.json", tmp_path / "none")
+        (tmp_path / "empty").mkdir()
+        self.refused("empty: no sound file", tmp_path / "empty")
+        self.refused(r"empty\.tar: no sound file", pack(tmp_path / "empty", tmp_path / "empty.tar"))
+        self.refused(r"empty\.zip: no sound file", pack(tmp_path / "empty", tmp_path / "empty.zip"))
+        (tmp_path / "a.rar").touch()
+        self.refused(r"a\.rar: expected a folder, an archive", tmp_path / "a.rar")
+
+    def test_what_is_there_is_said_first(self, folder: Path, tmp_path: Path) -> None:
+        """Before an hour of work, and before the recordings are looked at."""
+        with pytest.raises(DataError, match=r"metadata\.json: there already"):
+            prepare_recordings(tmp_path / "none", folder, "train")
+        with pytest.raises(DataError, match=r"testdata\.json: there already"):
+            prepare_recordings(tmp_path / "none", folder, "test")
+
+
+def tar_with(path: Path, **fields: Any) -> Path:
+    """A tar of two good recordings and a member as the fields say."""
+    with tarfile.open(path, "w") as tar:
+        for name in ("a/x.wav", "b/x.wav"):
+            tar.add(noise(path.parent / "made" / name), name)
+        member = tarfile.TarInfo("c/x.wav")
+        for key, value in fields.items():
+            setattr(member, key, value)
+        member.size = 4
+        tar.addfile(member, io.BytesIO(b"evil"))
+    return path
+
+
+class TestTar:
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"name": "../x.wav"},
+            {"name": "c/../../x.wav"},
+            {"name": "/tmp/x.wav"},
+            {"name": "C:\\x.wav"},
+            {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"},
+            {"type": tarfile.SYMTYPE, "linkname": "a"},
+            {"type": tarfile.LNKTYPE, "linkname": "a/x.wav"},
+            {"type": tarfile.FIFOTYPE},
+            {"type": tarfile.CHRTYPE},
+        ],
+    )
+    def test_no_member_leads_outside(self, tmp_path: Path, fields: dict[str, Any]) -> None:
+        inside = tmp_path / "inside" / "deep"
+        inside.mkdir(parents=True)
+        archive = tar_with(tmp_path / "my.tar", **fields)
+        with pytest.raises(DataError, match=r"my\.tar: its member '.*' is a link or leads outside the folder; nothing"):
+            prepare_recordings(archive, inside / "out", "train")
+        assert [path for path in (tmp_path / "inside").rglob("*") if path.is_file()] == []
+        assert not Path("/tmp/x.wav").exists()
+
+    @pytest.mark.parametrize("data", [b"", b"<html>" * 300, b"\x1f\x8b\x08\x00broken", b"BZh91AY&SYbroken"])
+    def test_no_tar(self, tmp_path: Path, data: bytes) -> None:
+        (tmp_path / "my.tar.gz").write_bytes(data)
+        with pytest.raises(DataError, match=r"my\.tar\.gz: cannot be unpacked \(.+\); delete it and fetch it again$"):
+            prepare_recordings(tmp_path / "my.tar.gz", tmp_path / "out", "train")
+
+    @settings(max_examples=40)
+    @given(share=st.floats(0, 1, exclude_max=True), block=st.booleans(), mode=st.sampled_from(["w", "w:gz", "w:bz2"]))
+    def test_a_cut_one_is_never_taken_for_whole(self, share: float, block: bool, mode: Any) -> None:
+        """Also where it is cut between two members, which tarfile itself does not see."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path, names = Path(scratch) / "my.tar", [f"{n}/x.wav" for n in range(5)]
+            with tarfile.open(path, mode) as tar:
+                for name in names:
+                    member = tarfile.TarInfo(name)
+                    member.size = 700
+                    tar.addfile(member, io.BytesIO(bytes(700)))
+            keep = int(share * path.stat().st_size)
+            os.truncate(path, keep // 512 * 512 if block else keep)
+            with contextlib.suppress(DataError):
+                speaker_folder._unpack(path, Path(scratch) / "to")
+                assert sorted(p.parent.name for p in (Path(scratch) / "to").rglob("*.wav")) == list("01234")
+
+    def test_a_disk_that_fails_is_no_broken_tar(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(tarfile.TarFile, "extract", full)
+        with pytest.raises(DataError, match=rf"my\.tar: cannot be unpacked into {tmp_path}/out: No space left"):
+            prepare_recordings(tar_with(tmp_path / "my.tar"), tmp_path / "out", "train")
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+def by_definition(samples: np.ndarray) -> np.ndarray:
+    """Log-mel (T, 40) in float64: Hann windows of 25 ms each 10 ms, power, HTK mels from 50 Hz, 1e-9, natural log."""
+    mirrored = np.pad(samples.astype(np.float64), 200, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(mirrored, 400)[::160]
+    power = np.abs(np.fft.rfft(frames * get_window("hann", 400))) ** 2
+    lowest, highest = (2595 * math.log10(1 + f / 700) for f in (50, 8000))
+    corners = 700 * (10 ** (np.linspace(lowest, highest, 42) / 2595) - 1)
+    bands = [np.interp(np.arange(201) * 40, corners[k : k + 3], [0, 1, 0]) for k in range(40)]
+    return np.log(np.maximum(power @ np.array(bands).T, 1e-9))
+
+
+class TestRealRecordings:
+    @pytest.fixture
+    def source(self, tmp_path: Path, real_data: Callable[[str], Path]) -> Path:
+        """Two speakers of each of two tars, three utterances each, in tars of their own; lists as in the whole set."""
+        real, source = real_data("hw4_speaker"), tmp_path / "source"
+        source.mkdir()
+        kept: list[str] = []
+        for part in (1, 3):
+            with (
+                tarfile.open(real / f"speechocean762_adults_part{part}.tar") as tar,
+                tarfile.open(source / f"part{part}.tar", "w") as small,
+            ):
+                members = [member for member in tar if member.isfile()]
+                for member in [*members[:3], *members[12:15]]:
+                    small.addfile(member, tar.extractfile(member))
+                    kept.append(member.name)
+        speakers = {
+            speaker: [entry for entry in rows if entry["feature_path"] in kept]
+            for speaker, rows in json.loads((real / "metadata.json").read_text())["speakers"].items()
+        }
+        speakers = {speaker: rows for speaker, rows in speakers.items() if rows}
+        (source / "metadata.json").write_text(json.dumps({"sample_rate": 16000, "speakers": speakers}))
+        order = sorted(speakers, reverse=True)
+        mapping = {
+            "speaker2id": {speaker: n for n, speaker in enumerate(order)},
+            "id2speaker": {str(n): speaker for n, speaker in enumerate(order)},
+        }
+        (source / "mapping.json").write_text(json.dumps(mapping))
+        return source
+
+    def test_prepared(self, source: Path, tmp_path: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            prepare_recordings(source, tmp_path / "out", "train")
+        found = read_speakers(tmp_path / "out")
+        raw = json.loads((source / "metadata.json").read_text())["speakers"]
+        assert len(found.speakers) == 4
+        assert found.speakers == sorted(raw, reverse=True)
+        assert found.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+        rows = [entry for speaker in found.speakers for entry in raw[speaker]]
+        assert found.lengths.tolist() == [1 + entry["num_samples"] // 160 for entry in rows]
+        frames = [read_mel(path) for path in found.files]
+        check_lengths(found, [len(x) for x in frames])
+        for part in (1, 3):
+            with tarfile.open(source / f"part{part}.tar") as tar:
+                tar.extractall(tmp_path / "flacs", filter="data")
+        for x, entry in zip(frames, rows, strict=True):
+            samples, rate = soundfile.read(tmp_path / "flacs" / entry["feature_path"])
+            assert rate == 16000
+            assert np.abs(x - by_definition(samples)).max() < 1e-3
+
+    def test_unpacked_or_without_lists_it_is_the_same(self, source: Path, tmp_path: Path) -> None:
+        prepare_recordings(source, tmp_path / "one", "train")
+        for part in (1, 3):
+            with tarfile.open(source / f"part{part}.tar") as tar:
+                tar.extractall(source, filter="data")
+            (source / f"part{part}.tar").unlink()
+        prepare_recordings(source, tmp_path / "two", "train")
+        assert contents(tmp_path / "two") == contents(tmp_path / "one")
+        for name in ("metadata.json", "mapping.json"):
+            (source / name).unlink()
+        prepare_recordings(source, tmp_path / "three", "train")
+        one, three = read_speakers(tmp_path / "one"), read_speakers(tmp_path / "three")
+        assert three.speakers == sorted(one.speakers)
+        assert {path.name: one.speakers[k] for path, k in zip(one.files, one.labels, strict=True)} == {
+            path.name: three.speakers[k] for path, k in zip(three.files, three.labels, strict=True)
+        }
+
+    def test_an_archive_lacks(self, source: Path, tmp_path: Path) -> None:
+        (source / "part3.tar").unlink()
+        with pytest.raises(DataError, match=r"\.flac: missing \(and 5 more\), but metadata\.json names it .*; put it"):
+            prepare_recordings(source, tmp_path / "out", "train")
+        assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
