@@ -140,10 +140,10 @@ def log_mel(samples: np.ndarray) -> np.ndarray:
         return_complex=True,
     )
     power = spectrum.abs().square().T
-    return (power @ torch.from_numpy(_mel_bands())).clamp(min=FLOOR).log().numpy()
+    return (power @ torch.from_numpy(mel_bands())).clamp(min=FLOOR).log().numpy()
 
 
-def _mel_bands() -> np.ndarray:
+def mel_bands() -> np.ndarray:
     """Weights (201, 40) float32: triangles of height 1 over the frequencies, corners evenly spaced in mel."""
     lowest, highest = (2595 * math.log10(1 + f / 700) for f in (LOWEST, HIGHEST))
     corners = 700 * (10 ** (np.linspace(lowest, highest, MELS + 2) / 2595) - 1)

@@ -25,6 +25,7 @@ from datamodules.samplers import EpochBatchSampler, LengthBucketSampler, Resumab
 
 JUDGED = 4096  # frames of a batch of validation, test and prediction: no more than its windows need little memory
 SILENCES = ("sil", "h#")  # names of the class that is no phone
+CLASSES = 41  # of LibriPhone, whose files do not name them
 
 
 class Windows(Dataset):
@@ -42,7 +43,7 @@ class Windows(Dataset):
 
     def __getitem__(self, index: tuple[int, Tensor, Tensor] | Tensor) -> dict[str, Tensor]:
         if isinstance(index, tuple):
-            return self._gather(index[1][0].to(self.offsets.device))
+            return self._gather(index[1][0].contiguous().to(self.offsets.device))  # a rank's share has gaps
         spans = [torch.arange(*self.offsets[u : u + 2].tolist(), device=self.offsets.device) for u in index.tolist()]
         lengths = torch.tensor([len(span) for span in spans])
         return self._gather(torch.cat(spans)) | {"lengths": lengths}
@@ -192,7 +193,7 @@ class PhonemeData(HomeworkData):
             self._open_train(folder)
         if expected is not None and expected["classes"] != self.names:
             raise DataError(
-                f"{folder}: {_short(self.names)}, but the model was trained on {_short(expected['classes'])}"
+                f"{folder}: has {_short(self.names)}, but the model was trained on {_short(expected['classes'])}"
             )
         self.facts = self._find_facts()
         if stage == "fit":
@@ -213,6 +214,13 @@ class PhonemeData(HomeworkData):
             raise DataError(f"{folder}: no training utterances here (train_split.txt); {self._ways()}")
         self.part = part = libriphone.read_layout(folder, "train")
         assert part.labels is not None
+        if names is None:
+            for name, labels in zip(part.names, part.labels, strict=True):
+                if labels.max() >= CLASSES:
+                    raise DataError(
+                        f"{folder / 'train_labels.txt'}: utterance {name} has class {labels.max()}; expected 0 to "
+                        f"{CLASSES - 1} as in the course, or the names of your own classes, one a line, in phones.txt"
+                    )
         self.frames = packed = pack(part.files, libriphone.read_features, self.precision)
         libriphone.check_lengths(part, packed.lengths.tolist())
         self.targets = torch.from_numpy(np.concatenate(part.labels))
@@ -228,7 +236,9 @@ class PhonemeData(HomeworkData):
             return
         names = libriphone.read_phones(folder)
         if expected is not None and names is not None and names != expected["classes"]:
-            raise DataError(f"{folder}: {_short(names)}, but the model was trained on {_short(expected['classes'])}")
+            raise DataError(
+                f"{folder}: has {_short(names)}, but the model was trained on {_short(expected['classes'])}"
+            )
         if not (folder / "test_split.txt").is_file():
             raise DataError(
                 f"{folder}: no test utterances here (test_split.txt); recordings of your own become a test set by "
@@ -340,11 +350,13 @@ class PhonemeData(HomeworkData):
     def _judged(self, frames: Packed | np.ndarray, labels: Tensor | None, chosen: np.ndarray) -> DataLoader:
         """Every one of the chosen utterances once (of TIMIT-11: rows), shared out over ranks."""
         rank, world = self.rank()
+        if len(chosen) < world:  # a rank without any would let the others wait for it
+            raise DataError(f"{len(chosen)} to judge cannot be shared out over {world} processes; start fewer")
         chosen = chosen[rank::world]
         if not isinstance(frames, Packed):
             batches = list(torch.from_numpy(chosen).split(JUDGED))
         else:
-            buckets = length_buckets(frames.lengths[chosen], JUDGED) if len(chosen) else []
+            buckets = length_buckets(frames.lengths[chosen], JUDGED)
             batches = [torch.from_numpy(np.sort(chosen[bucket])) for bucket in buckets]
         return DataLoader(self._dataset(frames, labels), sampler=batches, batch_size=None)
 
@@ -391,7 +403,8 @@ class PhonemeData(HomeworkData):
 
 def _home(folder: Path) -> Path | None:
     """The folder itself or a usual folder inside it, where files of one of the layouts lie."""
-    for place in (folder, *(folder / name for name in ("libriphone", "timit_11"))):
+    inside = ("libriphone", "timit_11", "libriphone/libriphone", "timit_11/timit_11")  # the last two by Kaggle's zips
+    for place in (folder, *(folder / name for name in inside)):
         if any((place / name).is_file() for name in ("train_split.txt", "test_split.txt", "train_11.npy")):
             return place
     return None
@@ -406,7 +419,7 @@ def _holds_course_files(archive: Path) -> bool:
 
 
 def _short(names: list[str]) -> str:
-    return f"its {len(names)} classes are {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 # what tells the editions apart (labelled frames), and their public leaderboard lines

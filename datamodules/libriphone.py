@@ -8,7 +8,6 @@
 Imports neither torch nor Lightning at its head: workers that make features import this file.
 """
 
-import io
 import os
 import shutil
 from collections import Counter
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from datamodules import audio, phones
 from datamodules.download import unpack
 from datamodules.errors import DataError
+from datamodules.tensor_file import read_tensor
 
 Part = Literal["train", "test"]
 
@@ -110,29 +110,7 @@ def read_features(path: Path) -> np.ndarray:
         DataError: code or other objects, not such a tensor, no frame, or a value that is no finite number.
         OSError: the file cannot be read.
     """
-    import torch  # here, as workers that make features would wait seconds for it
-
-    data = path.read_bytes()
-    try:
-        x = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # RuntimeError, UnpicklingError, EOFError, OSError ..., by where it breaks
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise DataError(
-                f"{path}: holds Python objects, which may run code, and was not opened; expected a plain tensor, get "
-                "the file from its source again"
-            ) from None
-        raise DataError(f"{path}: cannot be read as a tensor file; copy or unzip it again") from None
-    if not isinstance(x, torch.Tensor) or x.layout != torch.strided or not x.is_floating_point():
-        kind = f"{str(x.dtype).removeprefix('torch.')} tensor" if isinstance(x, torch.Tensor) else type(x).__name__
-        raise DataError(f"{path}: holds a {kind}; expected a float tensor of frames x {WIDTH}")
-    if x.ndim != 2 or x.shape[1] != WIDTH:
-        raise DataError(f"{path}: shape {tuple(x.shape)}; expected frames x {WIDTH}")
-    if not len(x):
-        raise DataError(f"{path}: no frames; take the utterance out of its split file")
-    if not bool(x.isfinite().all()):
-        frame = int((~x.isfinite()).any(1).int().argmax())
-        raise DataError(f"{path}: frame {frame} has a value that is no finite number; make the features anew")
-    return x.detach().float().numpy()
+    return read_tensor(path, WIDTH)
 
 
 def read_layout(folder: Path, part: Part, classes: int | None = None) -> Split:

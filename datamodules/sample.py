@@ -13,6 +13,8 @@ from datamodules.audio import normalise
 from datamodules.errors import DataError
 from datamodules.image_folder import PART_OF, has_images
 from datamodules.libriphone import Part, Utterance, write_layout
+from datamodules.speaker_folder import Utterance as SpokenBy
+from datamodules.speaker_folder import write_dataset
 
 STATES = [
     "AL", "AK", "AZ", "AR", "CA", "CO", "CT", "FL", "GA", "ID", "IL", "IN", "IA", "KS", "KY", "LA", "MD", "MA",
@@ -26,6 +28,7 @@ SURVEY = [
 ]  # fmt: skip
 DAYS, WINDOWS, TRAIN_ROWS = 5, 102, 2699
 PHONES, SPOKEN = 41, {"train": 60, "test": 15}  # classes, of which 0 is silence, and utterances
+SPEAKERS, HEARD = 16, {"train": 12, "test": 3}  # voices, and utterances of each
 FOODS, FOOD_IMAGES = 11, {"training": 24, "validation": 6, "test": 4, "unlabeled": 8}  # images a class
 
 
@@ -147,6 +150,9 @@ def write_phonemes(folder: Path, seed: int = 0) -> list[Path]:
     follows = rng.dirichlet(np.full(PHONES, 0.3), PHONES)
     follows[np.diag_indices(PHONES)] = 0
     follows /= follows.sum(1, keepdims=True)
+    names = [name for part in SPOKEN for name in (f"feat/{part}", f"{part}_split.txt", f"{part}_labels.txt")]
+    if there := [folder / name for name in names if (folder / name).exists()]:
+        raise DataError(f"{there[0]}: phoneme files are here already; they are left as they are")
     written: list[Path] = []
     for part, count in SPOKEN.items():
         spoken = [_spoken(rng, targets, follows) for _ in range(count)]
@@ -155,4 +161,32 @@ def write_phonemes(folder: Path, seed: int = 0) -> list[Path]:
             for n, (x, y) in enumerate(spoken)
         ]
         written += write_layout(folder, cast(Part, part), utterances, [str(number) for number in range(PHONES)])
+    return written
+
+
+def _heard(rng: np.random.Generator, voice: np.ndarray, sounds: np.ndarray) -> np.ndarray:
+    """Log-mel frames (T, 40) of an utterance: sounds that all voices share, seen through one of them, on a channel."""
+    said = sounds[rng.integers(len(sounds), size=20)][np.repeat(np.arange(20), rng.integers(5, 15, size=20))]
+    loud = _smooth(rng.normal(0, 2, len(said) + 8), 9)
+    x = said + voice + loud[:, None] + rng.normal(0, 0.5, 40) + rng.normal(0, 1.2, said.shape)
+    return (x - 6).clip(np.log(1e-9)).astype(np.float32)
+
+
+def write_speakers(folder: Path, seed: int = 0) -> list[Path]:
+    """Write the course's Dataset folder: 16 speakers with 12 utterances each, and 48 test utterances without labels."""
+    rng = np.random.default_rng(seed)
+    sounds = np.stack([_smooth(rng.normal(0, 3, 46), 7) for _ in range(30)])
+    voices = np.stack([_smooth(rng.normal(0, 1.2, 44), 5) for _ in range(SPEAKERS)])
+    written: list[Path] = []
+    for part, count in HEARD.items():
+        order = [(v, n) for n in range(count) for v in range(SPEAKERS)]
+        if part == "test":
+            rng.shuffle(order)
+        utterances = [
+            SpokenBy(
+                f"{seed}/{part}/{v}/{n}", _heard(rng, voices[v], sounds), f"id{10001 + v}" if part == "train" else None
+            )
+            for v, n in order
+        ]
+        written += write_dataset(folder, cast(Part, part), utterances)
     return written

@@ -269,12 +269,13 @@ def labelled_frames(x: Tensor, tracks: dict[str, Tensor], classes: Sequence[str]
 
     Args:
         x: (T, D), drawn with the first feature at the bottom.
-        tracks: Name -> labels (T,); a run of one label is one box with its name.
+        tracks: Name -> labels (T,); a run of one label is one box, with its name where there is room for it.
         classes: Their names.
         seconds: Of a frame.
     """
     length = len(x) * seconds
-    figure = Figure(figsize=(max(6.0, min(5 * length, 20.0)), 2.5 + 0.5 * len(tracks)), layout="constrained")
+    inches = max(6.0, min(5 * length, 20.0))
+    figure = Figure(figsize=(inches, 2.5 + 0.5 * len(tracks)), layout="constrained")
     top, *below = figure.subplots(
         1 + len(tracks), 1, sharex=True, height_ratios=[5.0, *(1.0 for _ in tracks)], squeeze=False
     ).flat
@@ -283,16 +284,48 @@ def labelled_frames(x: Tensor, tracks: dict[str, Tensor], classes: Sequence[str]
     )
     top.set_yticks([])
     colours = _colours(len(classes))
-    for axes, (name, labels) in zip(below, tracks.items(), strict=True):
+    for axes, (track, labels) in zip(below, tracks.items(), strict=True):
         runs, counts = labels.cpu().unique_consecutive(return_counts=True)
         start = 0
         for label, count in zip(runs.tolist(), counts.tolist(), strict=True):
             axes.axvspan(start * seconds, (start + count) * seconds, color=colours(label), alpha=0.45, linewidth=0)
             axes.axvline(start * seconds, color="white", linewidth=0.8)
-            middle = (start + count / 2) * seconds
-            axes.text(middle, 0.5, printable(classes[label]), ha="center", va="center", fontsize=7, clip_on=True)
+            name, room = printable(classes[label]), 0.9 * inches * count / len(x)  # beside them stand the tracks' names
+            if room >= 0.09:  # a line of letters of 7 points is as high, and a letter 0.065 wide at most
+                turned = 0 if room >= 0.065 * len(name) else 90
+                place = ((start + count / 2) * seconds, 0.5)
+                axes.text(*place, name, ha="center", va="center", fontsize=7, rotation=turned, clip_on=True)
             start += count
         axes.set_yticks([])
-        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+        axes.set_ylabel(track, rotation=0, ha="right", va="center")
     below[-1].set_xlabel("seconds")
+    return figure
+
+
+@_with_fonts
+def attention_maps(x: Tensor, layers: dict[str, Tensor]) -> Figure:
+    """Where each head of each layer looks, under the frames it looks at.
+
+    Args:
+        x: Frames (T, D), drawn with the first feature at the bottom.
+        layers: Name -> weights (heads, T, T), rows the frame that looks, columns the frame that is looked at.
+    """
+    heads = max(len(maps) for maps in layers.values())
+    figure = Figure(figsize=(1 + 2.6 * max(heads, 2), 1.4 + 2.4 * len(layers)), layout="constrained")
+    grid = figure.add_gridspec(1 + len(layers), heads, height_ratios=[0.8, *(2.4 for _ in layers)])
+    for column in range(heads):
+        axes = figure.add_subplot(grid[0, column])
+        axes.imshow(x.cpu().float().T.numpy(), origin="lower", aspect="auto", cmap="magma")
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(f"head {column + 1}", fontsize=9)
+    for row, (name, maps) in enumerate(layers.items(), 1):
+        for column, weights in enumerate(maps):
+            axes = figure.add_subplot(grid[row, column])
+            # by the root: a head that looks everywhere a little would be black beside one that looks at one place
+            axes.imshow(weights.sqrt().numpy(), aspect="auto", cmap="viridis")
+            axes.set(xticks=[], yticks=[])
+            if column == 0:
+                axes.set_ylabel(printable(name), fontsize=9)
+            if row == len(layers):
+                axes.set_xlabel("frame looked at", fontsize=8)
     return figure

@@ -27,11 +27,12 @@ class SpecAugment(nn.Module):
         if not self.training:
             return x
         count, length, width = x.shape
-        lengths = x.new_full((count,), length) if mask is None else mask.sum(1).to(x.dtype)
-        widest = (lengths * self.time_share).clamp(max=self.time_width)
+        valid = x.new_ones((count, length), dtype=torch.bool) if mask is None else mask
+        lengths = valid.sum(1).float()  # not in x's type: bfloat16 cannot count beyond 256
+        widest = (lengths * self.time_share).floor().clamp(max=self.time_width)
         hidden = self._spans(self.times, lengths, widest, length).unsqueeze(2)
-        every = x.new_full((count,), width)
-        hidden = hidden | self._spans(self.bands, every, every.clamp(max=self.band_width), width).unsqueeze(1)
+        features = torch.full_like(lengths, width)
+        hidden = hidden | self._spans(self.bands, features, features.clamp(max=self.band_width), width).unsqueeze(1)
         return x.masked_fill(hidden, 0.0)
 
     @staticmethod

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.linear_model import RidgeCV
+import torch
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -14,7 +15,10 @@ from sklearn.preprocessing import StandardScaler
 from datamodules import sample
 from datamodules.errors import DataError
 from datamodules.hw1_covid import CovidData
-from datamodules.sample import write_covid
+from datamodules.hw2_phoneme import PhonemeData
+from datamodules.libriphone import check_lengths, read_features, read_layout, read_phones
+from datamodules.packed import windows
+from datamodules.sample import write_covid, write_phonemes
 
 FILES = ["covid.test.csv", "covid.train.csv"]
 
@@ -127,3 +131,76 @@ def test_nothing_is_left_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(OSError, match="No space left"):
         write_covid(tmp_path / "hw1_covid" / "sample")
     assert [p for p in tmp_path.rglob("*") if p.is_file() or p.name not in ("hw1_covid", "sample")] == []
+
+
+# HW2
+
+
+SPEECH = ["feat/test", "feat/train", "phones.txt", "test_split.txt", "train_labels.txt", "train_split.txt"]
+
+
+def found(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "hw2_phoneme" / "sample"
+    written = write_phonemes(folder)
+    assert {str(path.relative_to(folder)) for path in written} == set(SPEECH)
+    return folder
+
+
+def test_utterances_have_the_layout_of_2022(speech: Path) -> None:
+    """course-spec.md: (T, 39) float32 by utterance, 41 classes, split files, labels of the training part alone."""
+    train, test = read_layout(speech, "train", 41), read_layout(speech, "test")
+    assert (len(train.names), len(test.names)) == (60, 15)
+    assert test.labels is None
+    assert read_phones(speech) == [str(number) for number in range(41)]
+    frames = [read_features(path) for path in train.files]
+    check_lengths(train, [len(x) for x in frames])
+    assert {x.dtype for x in frames} == {np.dtype(np.float32)}
+    assert all(abs(x.mean(0)).max() < 1e-5 and abs(x.std(0) - 1).max() < 1e-3 for x in frames)  # as cmvn leaves them
+    labels = np.concatenate(train.labels or [])
+    assert np.bincount(labels, minlength=41).min() > 0, "a class that never occurs"
+    assert all(y[0] == y[-1] == 0 for y in train.labels or []), "silence before and after"
+    kept = [torch.load(path, weights_only=True) for path in (*train.files, *test.files)]
+    assert len({x.numpy().tobytes() for x in kept}) == 75
+    assert all(x.untyped_storage().nbytes() == x.nbytes for x in kept)
+    assert b"\r" not in (speech / "train_labels.txt").read_bytes()
+
+
+def test_seed_decides_every_byte_of_the_utterances(speech: Path, tmp_path: Path) -> None:
+    write_phonemes(tmp_path / "same", seed=0)
+    write_phonemes(tmp_path / "other", seed=1)
+    assert found(tmp_path / "same") == found(speech)
+    other = found(tmp_path / "other")
+    assert other[Path("train_labels.txt")] != found(speech)[Path("train_labels.txt")]
+
+
+def test_phones_can_be_learnt_and_neighbours_help(speech: Path) -> None:
+    """On utterances held out: one frame is far better than the commonest class, eleven clearly better than one."""
+    data = PhonemeData(dir=str(speech), precision="float32")
+    data.setup("fit")
+    train, val = data.split()[0]
+    y = data.targets.numpy()
+    commonest = np.bincount(y[train]).argmax()
+    right = {0: np.mean(y[val] == commonest)}
+    for n in (1, 11):
+        x = windows(data.frames.frames, data.frames.offsets, torch.arange(len(y)), n).flatten(1).numpy()
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=60, tol=1e-2))
+        right[n] = model.fit(x[train], y[train]).score(x[val], y[val])
+    assert right[1] > right[0] + 0.2, right
+    assert 1 - right[11] < 0.7 * (1 - right[1]), right
+    assert right[11] < 0.98, "nothing left for better networks"
+
+
+@pytest.mark.parametrize("name", ["train_labels.txt", "test_split.txt", "feat/train"])
+def test_utterances_that_are_there_are_left_alone(name: str, speech: Path, tmp_path: Path) -> None:
+    """Not even half of the set is written beside them."""
+    (tmp_path / "feat").mkdir()
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(DataError, match=f"{name}: phoneme files are here already; they are left as they are"):
+        write_phonemes(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+    assert (tmp_path / name).read_text() == "mine"

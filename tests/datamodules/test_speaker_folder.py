@@ -124,9 +124,16 @@ class TestRead:
         many = entries([(f"uttr-n{n}.pt", 1) for n in range(200)])
         edit(folder / "metadata.json", lambda c: c["speakers"]["bob"].extend(many))
         looks: list[Any] = []
-        stat, scandir = os.stat, os.scandir
-        monkeypatch.setattr(os, "stat", lambda *a, **k: looks.append(a) or stat(*a, **k))
-        monkeypatch.setattr(os, "scandir", lambda *a: looks.append(a) or scandir(*a))
+
+        def seen(call: Callable) -> Callable:
+            def look(*args: Any, **kwargs: Any) -> Any:
+                looks.append(args)
+                return call(*args, **kwargs)
+
+            return look
+
+        monkeypatch.setattr(os, "stat", seen(os.stat))
+        monkeypatch.setattr(os, "scandir", seen(os.scandir))
         assert len(read_speakers(folder).files) == 204
         assert 0 < len(looks) < 5
 
@@ -339,7 +346,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class TestWrite:
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(rows=parts, tests=parts, seed=st.integers(0, 99), named=st.booleans())
     def test_read_back(self, rows: list, tests: list, seed: int, named: bool) -> None:
         """What is written is read, in the order of the speakers asked for and of their utterances."""
@@ -440,10 +447,15 @@ class TestWrite:
 
     @pytest.mark.parametrize("moves", range(6))  # four features and two lists
     def test_a_full_disk(self, folder: Path, monkeypatch: pytest.MonkeyPatch, moves: int) -> None:
+        """All is as before, also what a killed run had left."""
         for name in ("metadata.json", "mapping.json"):
             (folder / name).unlink()
+        write_dataset(folder.parent / "other", "train", SOME)
+        left = next((folder.parent / "other").glob("uttr-*"))
+        shutil.copy(left, folder)
         before = contents(folder)
-        replace, done = os.replace, []
+        replace = os.replace
+        done: list[Any] = []
 
         def fails(*paths: Any) -> None:
             if len(done) == moves:
@@ -539,8 +551,10 @@ class TestPrepare:
 
     @pytest.mark.parametrize("name", ["my.tar", "my.tar.gz", "MY.TGZ", "my.zip"])
     def test_archives_hold_the_same(self, recordings: Path, tmp_path: Path, name: str) -> None:
-        prepare_recordings(recordings, tmp_path / "one", "train")
-        prepare_recordings(pack(recordings, tmp_path / name), tmp_path / "two", "train")
+        (tmp_path / "outer").mkdir()
+        recordings.rename(tmp_path / "outer" / "inner")
+        prepare_recordings(tmp_path / "outer", tmp_path / "one", "train")
+        prepare_recordings(pack(tmp_path / "outer", tmp_path / name), tmp_path / "two", "train")
         assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
     def test_a_folder_of_archives(self, recordings: Path, tmp_path: Path) -> None:
@@ -563,13 +577,34 @@ class TestPrepare:
         shutil.rmtree(packed / "s2")
         self.refused(r"packed/1b\.tar: s2/x\.wav: .*packed/1\.tar: s2/x\.wav is there too; move one", packed)
 
+    def test_the_right_one_of_many_archives_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "packed").mkdir()
+        for n in range(12):
+            noise(tmp_path / f"s{n}" / "s" / "x.wav")
+            if n == 10:
+                (tmp_path / "s10" / "s" / "x.wav").write_bytes(b"broken")
+            (tmp_path / f"s{n}" / "s").rename(tmp_path / f"s{n}" / f"speaker{n}")
+            pack(tmp_path / f"s{n}", tmp_path / "packed" / f"{n:02}.tar")
+        self.refused(r"^/.*/packed/10\.tar: speaker10/x\.wav: cannot be read", tmp_path / "packed")
+
+    def test_speakers_are_sorted(self, recordings: Path, tmp_path: Path) -> None:
+        noise(recordings / "first" / "s9" / "x.wav")
+        prepare_recordings(recordings, tmp_path / "out", "train")
+        found = read_speakers(tmp_path / "out")
+        assert (found.speakers, found.labels.tolist()) == (["s1", "s2", "s9"], [0, 0, 1, 1, 2])
+
     def test_workers_do_the_same(self, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Threads here: processes would load torch for ten seconds; test_libriphone.py has them."""
         prepare_recordings(recordings, tmp_path / "one", "train")
         jobs = []
+
+        def parallel(n_jobs: int, **kwargs: Any) -> joblib.Parallel:
+            jobs.append(n_jobs)
+            return joblib.Parallel(n_jobs, **kwargs)
+
         monkeypatch.setattr(speaker_folder, "SHARE", 2)
         monkeypatch.setattr(speaker_folder, "cpu_count", lambda: 8)
-        monkeypatch.setattr(speaker_folder, "Parallel", lambda **k: jobs.append(k["n_jobs"]) or joblib.Parallel(**k))
+        monkeypatch.setattr(speaker_folder, "Parallel", parallel)
         with joblib.parallel_config(backend="threading"):
             prepare_recordings(recordings, tmp_path / "two", "train")
             soundfile.write(recordings / "s2" / "yy.FLAC", np.zeros(3200), 16000)
@@ -855,10 +890,10 @@ class TestRealRecordings:
         for part in (1, 3):
             with tarfile.open(source / f"part{part}.tar") as tar:
                 tar.extractall(source, filter="data")
-            (source / f"part{part}.tar").unlink()
+            (source / f"part{part}.tar").write_bytes(b"not looked at any more")
         prepare_recordings(source, tmp_path / "two", "train")
         assert contents(tmp_path / "two") == contents(tmp_path / "one")
-        for name in ("metadata.json", "mapping.json"):
+        for name in ("metadata.json", "mapping.json", "part1.tar", "part3.tar"):
             (source / name).unlink()
         prepare_recordings(source, tmp_path / "three", "train")
         one, three = read_speakers(tmp_path / "one"), read_speakers(tmp_path / "three")
@@ -866,6 +901,11 @@ class TestRealRecordings:
         assert {path.name: one.speakers[k] for path, k in zip(one.files, one.labels, strict=True)} == {
             path.name: three.speakers[k] for path, k in zip(three.files, three.labels, strict=True)
         }
+
+    def test_an_archive_twice(self, source: Path, tmp_path: Path) -> None:
+        shutil.copy(source / "part1.tar", source / "part1 (1).tar")
+        with pytest.raises(DataError, match=r"part1\.tar: flac/.*part1 \(1\)\.tar: flac/.* is there too; move one"):
+            prepare_recordings(source, tmp_path / "out", "train")
 
     def test_an_archive_lacks(self, source: Path, tmp_path: Path) -> None:
         (source / "part3.tar").unlink()

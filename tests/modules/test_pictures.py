@@ -78,6 +78,7 @@ def everything(names: list[str]) -> list[Figure]:
         pictures.sheet(images(count), names),
         pictures.heatmaps(images(count), torch.rand(count, 2, 2), names),
         pictures.embedding({names[0]: torch.rand(count, 2)}, torch.arange(count), names),
+        pictures.labelled_frames(torch.rand(count, 2), {"true": torch.arange(count)}, names),
     ]
 
 
@@ -286,6 +287,44 @@ def test_many_classes_have_colours_without_a_legend():
     assert not figure.legends
     paint(figure)
     assert len(np.unique(figure.axes[0].collections[0].get_facecolors(), axis=0)) == 4
+
+
+def test_frames_lie_above_their_labels():
+    x = torch.rand(10, 3, generator=torch.Generator().manual_seed(0))
+    true, said = torch.tensor([0] * 4 + [2] * 6), torch.tensor([1] * 3 + [2] * 4 + [1] * 3)
+    figure = pictures.labelled_frames(x, {"true": true, "predicted": said}, NAMES, seconds=0.02)
+    top, *below = figure.axes
+    np.testing.assert_array_equal(top.images[0].get_array(), x.T)
+    assert top.images[0].origin == "lower"
+    assert top.images[0].get_extent()[:2] == [0, 0.2]
+    assert [axes.get_ylabel() for axes in below] == ["true", "predicted"]
+    assert below[-1].get_xlabel() == "seconds"
+    paint(figure)
+    colours = {}
+    for axes, expected in zip(
+        below, [[("bread", 0, 4), ("soup", 4, 10)], [("egg", 0, 3), ("soup", 3, 7), ("egg", 7, 10)]], strict=True
+    ):
+        assert axes.get_xlim() == top.get_xlim() == (0, 0.2)
+        for (name, first, end), box, text in zip(expected, axes.patches, axes.texts, strict=True):
+            assert text.get_text() == name
+            assert text.get_position()[0] == pytest.approx((first + end) / 2 * 0.02)
+            np.testing.assert_allclose(box.get_extents().transformed(axes.transData.inverted()).intervalx,
+                                       [first * 0.02, end * 0.02])  # fmt: skip
+            assert colours.setdefault(name, box.get_facecolor()) == box.get_facecolor()
+    assert len(set(colours.values())) == 3
+
+
+def test_names_of_short_runs_do_not_overlap():
+    labels = torch.randint(0, 39, (300,), generator=torch.Generator().manual_seed(0))
+    labels = labels.repeat_interleave(torch.arange(300) % 9 + 1)[:300]
+    names = ["sil", "ah", "aa", *(f"x{i}" for i in range(36))]
+    figure = pictures.labelled_frames(torch.rand(300, 2), {"true": labels, "predicted": labels.flip(0)}, names)
+    figure.set_dpi(200)
+    figure.draw_without_rendering()
+    for axes in figure.axes[1:]:
+        assert len(axes.texts) > 30
+        spans = [text.get_window_extent() for text in axes.texts]
+        assert all(a.x1 <= b.x0 + 1 for a, b in pairwise(spans))
 
 
 def test_letters_without_a_font_are_escaped(no_chinese_font):

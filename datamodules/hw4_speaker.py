@@ -1,0 +1,320 @@
+"""HW4: who speaks, by the course's folders of log-mel features or one's own recordings."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules import speaker_folder
+from datamodules.audio import MELS
+from datamodules.base import Facts, Fold, HomeworkData
+from datamodules.errors import DataError
+from datamodules.packed import Packed, Precision, pack
+from datamodules.sample import write_speakers
+from datamodules.samplers import EpochBatchSampler, ResumableLoader, length_buckets
+from datamodules.speaker_folder import Part
+from datamodules.speech_noise import add_noise
+
+JUDGED = 16384  # frames of a batch of validation, test and prediction, with padding
+
+
+class Crops(Dataset):
+    """Stretches of utterances, padded at their ends: x (B, T, 40), row (B,), y (B,) where known.
+
+    mask (B, T) is there only where something is padded; there x is 0. Indexed by (epoch, rows (1, B), draws) in
+    training: places and noise are a pure function of (seed, epoch, row). Indexed by rows (B,) when judging: the middle
+    of each utterance, with the same noise every time.
+
+    Args:
+        packed: Frames of all utterances.
+        labels: Number of each one's speaker, (U,).
+        frames: Length of a stretch; None: whole utterances.
+        snr: Lowest and highest signal-to-noise ratio of the noise added, in decibels; None: no noise.
+        seed: Of places and noise.
+    """
+
+    def __init__(
+        self, packed: Packed, labels: Tensor | None, frames: int | None, snr: tuple[float, float] | None, seed: int
+    ) -> None:
+        self.packed, self.labels, self.frames, self.snr, self.seed = packed, labels, frames, snr, seed
+        self.places: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def _place(self, epoch: int | None) -> np.ndarray:
+        """Where in each utterance the stretch lies, from 0 for its beginning to 1 for its end, (U,)."""
+        if epoch is None:
+            return np.full(len(self.packed), 0.5)
+        if self.places[0] != epoch:
+            self.places = epoch, np.random.default_rng((self.seed, epoch)).random(len(self.packed))
+        return self.places[1]
+
+    def __getitem__(self, index: tuple[int, Tensor, Tensor] | Tensor) -> dict[str, Tensor]:
+        epoch, rows = (index[0], index[1][0]) if isinstance(index, tuple) else (None, index)
+        first, end = self.packed.offsets[rows], self.packed.offsets[rows + 1]
+        length = end - first
+        if self.frames is not None:
+            room = (length - self.frames).clamp(min=0)
+            chosen = torch.from_numpy(self._place(epoch)[rows.numpy()])
+            first = first + (chosen * (room + 1)).long().clamp(max=room)
+            length = length.clamp(max=self.frames)
+        place = torch.arange(int(length.max()))
+        mask = place < length.unsqueeze(1)
+        every = first.unsqueeze(1) + torch.minimum(place, length.unsqueeze(1) - 1)
+        x = self.packed.frames.index_select(0, every.flatten()).view(*every.shape, -1)
+        if self.snr is not None:
+            x = self._noisy(x, length, rows, -1 if epoch is None else epoch)
+        batch = {"x": x, "row": rows}
+        if self.labels is not None:
+            batch["y"] = self.labels[rows]
+        return batch if mask.all() else batch | {"x": x.masked_fill(~mask.unsqueeze(2), 0), "mask": mask}
+
+    def _noisy(self, x: Tensor, length: Tensor, rows: Tensor, epoch: int) -> Tensor:
+        assert self.snr is not None
+        x = x.clone()
+        for part, frames, row in zip(x, length.tolist(), rows.tolist(), strict=True):
+            rng = np.random.default_rng((self.seed, epoch + 1, row))
+            part[:frames] = torch.from_numpy(add_noise(part[:frames].numpy(), rng.uniform(*self.snr), rng))
+        return x
+
+
+class SpeakerData(HomeworkData):
+    """The course's Dataset folder of HW4, any edition, or what `leeml data prepare` made of recordings.
+
+    All frames lie once in a memory map, opened in less than a second from the second run on. Training sees stretches of
+    `segment` frames; validation, test and prediction whole utterances. (The course's sample validates on random
+    stretches, which says little about whole utterances: its own 2022 network, one student found, gets 0.69 on the
+    former and 0.86 on the latter.) The facts for the module: speakers, width of a frame.
+
+    Args:
+        folds: Number of parts the utterances are cut into, those of each speaker evenly.
+        segment: Frames of a training stretch, of 10 ms each; null: whole utterances.
+        batch_size: Utterances of one optimizer step, over all ranks together.
+        train_snr: Lowest and highest signal-to-noise ratio, in decibels, of noise added in training; null: none.
+        judge_frames: Judge, in validation and test, only so many frames in the middle (100: a second); null: all.
+        judge_snr: Judge with noise of this signal-to-noise ratio; null: none.
+        precision: Of the frames in the map.
+    """
+
+    homework: ClassVar[str] = "hw4_speaker"
+    score_name: ClassVar[str] = "accuracy"
+    kaggle: ClassVar[str] = "Kaggle competitions ml2022spring-hw4, ml2023springhw4"
+
+    def __init__(
+        self,
+        root: str | None = None,
+        dir: str | None = None,
+        edition: str | int | None = None,
+        folds: int = 10,
+        fold: int = 0,
+        seed: int = 0,
+        segment: int | None = 128,
+        batch_size: int = 32,
+        train_snr: tuple[float, float] | None = None,
+        judge_frames: int | None = None,
+        judge_snr: float | None = None,
+        precision: Precision = "float16",
+    ) -> None:
+        super().__init__(root, dir, edition, folds, fold, seed)
+        for name, value in {"segment": segment, "batch_size": batch_size, "judge_frames": judge_frames}.items():
+            if value is not None and value < 1:
+                raise DataError(f"data.{name} is {value}: expected at least 1")
+        if train_snr is not None and train_snr[0] > train_snr[1]:
+            raise DataError(f"data.train_snr is {list(train_snr)}: expected the lower ratio first")
+        self.segment, self.batch_size, self.train_snr = segment, batch_size, train_snr
+        self.judge_frames, self.judge_snr, self.precision = judge_frames, judge_snr, precision
+        self.frames: Packed
+        self.speakers: list[str] = []
+        self.files: list[Path] = []
+        self.targets = torch.zeros(0, dtype=torch.int64)
+        self.test: Packed
+        self.test_names: list[str] = []
+        self.test_targets: Tensor | None = None
+
+    # files
+
+    @staticmethod
+    def has_files(folder: Path) -> bool:
+        """Whether a Dataset folder of the course lies here, itself or around its files."""
+        return any(speaker_folder.has_speakers(place) for place in (folder, folder / "Dataset"))
+
+    @staticmethod
+    def sample(folder: Path, seed: int = 0) -> list[Path]:
+        """Write a small generated set in the course's layout."""
+        return write_speakers(folder, seed)
+
+    @classmethod
+    def fetch(cls, folder: Path, edition: str | None = None) -> list[Path]:
+        """Say where the files are: no checksum of them is known, so they are not fetched unseen."""
+        raise DataError(
+            f"no checksum of {cls.homework}'s published files is known, so they are not fetched unseen; download and "
+            f"unpack one of the addresses in docs/hw4_speaker.md into {folder}"
+        )
+
+    @classmethod
+    def prepare(cls, folder: Path, source: Path | None = None, split: Part = "train") -> list[Path]:
+        """Turn recordings, in a folder a speaker or listed in a testdata.json, into the course's layout."""
+        return speaker_folder.prepare_recordings(source or folder, folder / "prepared", split)
+
+    def setup(self, stage: str) -> None:
+        """Open what the stage needs, cut the folds and find the facts."""
+        folder = self.locate()
+        if not speaker_folder.has_speakers(folder):
+            folder = folder / "Dataset"
+        expected = self.model_facts()
+        known = expected["classes"] if expected is not None else None
+        if stage in ("test", "predict") and (folder / "testdata.json").is_file():
+            self._open_test(folder, known)
+        if stage == "predict" or (stage == "test" and self.test_targets is not None):
+            if not self.test_names:
+                raise DataError(
+                    f"{folder / 'testdata.json'}: missing; recordings of your own become a test set by leeml data "
+                    f"prepare {self.homework} --source FOLDER --split test"
+                )
+            return
+        found = speaker_folder.read_speakers(folder)
+        self.speakers, self.files, self.targets = found.speakers, found.files, torch.from_numpy(found.labels)
+        if known is not None and known != found.speakers:
+            raise DataError(
+                f"{folder}: its {len(found.speakers)} speakers are not the {len(known)} that the model was trained on; "
+                "use the data the model belongs to"
+            )
+        self.frames = pack(found.files, speaker_folder.read_mel, self.precision)
+        speaker_folder.check_lengths(found, self.frames.lengths)
+        speaker_folder.check_speakers(found)
+        train, val = self.chosen_folds()[0]
+        held = "\n".join(self.files[row].name for row in val)
+        self.facts = {
+            "classes": self.speakers,
+            "features": MELS,
+            "held_out": hashlib.sha256(held.encode()).hexdigest(),
+        }
+        if stage == "fit":
+            short = int((self.frames.lengths[train] < self.segment).sum()) if self.segment else 0
+            padded = f" ({short} of them shorter than data.segment = {self.segment}: padded)" if short else ""
+            rank_zero_info(
+                f"{folder}: {len(train)} utterances of {len(self.speakers)} speakers to train on{padded}, {len(val)} "
+                "held out"
+            )
+        if expected is not None and expected["held_out"] != self.facts["held_out"]:
+            raise DataError(
+                f"{folder}: other utterances are held out here than in the run, which trained on some of them; keep "
+                "the run's files, data.folds, data.fold and data.seed"
+            )
+
+    def _open_test(self, folder: Path, known: list[str] | None) -> None:
+        found = speaker_folder.read_test(folder)
+        self.test = pack(found.files, speaker_folder.read_mel, self.precision)
+        speaker_folder.check_lengths(found, self.test.lengths)
+        self.test_names = found.names
+        if found.speakers is None or known is None:
+            return
+        number = {speaker: n for n, speaker in enumerate(known)}
+        if strangers := sorted(set(found.speakers) - set(number)):
+            raise DataError(
+                f"{folder / 'testdata.json'}: speaker {strangers[0]} is none of the {len(known)} that the model was "
+                "trained on; take the utterances out"
+            )
+        self.test_targets = torch.tensor([number[speaker] for speaker in found.speakers])
+
+    # rows
+
+    def split(self) -> list[Fold]:
+        """Each speaker's utterances, shuffled and dealt out to the folds."""
+        noise = np.random.default_rng(self.seed)
+        labels, fold = self.targets.numpy(), np.empty(len(self.targets), int)
+        for speaker in range(len(self.speakers)):
+            own = noise.permutation(np.flatnonzero(labels == speaker))
+            fold[own] = (np.arange(len(own)) + noise.integers(self.n_folds)) % self.n_folds
+        rows = np.arange(len(labels))
+        folds = [Fold(rows[fold != k], rows[fold == k]) for k in range(self.n_folds)]
+        if empty := [k for k, part in enumerate(folds) if not len(part.val)]:
+            raise DataError(
+                f"{self.locate()}: {len(rows)} utterances leave fold {empty[0]} of data.folds = {self.n_folds} empty; "
+                "choose fewer"
+            )
+        return folds
+
+    # loaders
+
+    def train_dataloader(self) -> DataLoader:
+        """Stretches x (B, T, 40), y (B,), row (B,), and mask (B, T) where some are padded."""
+        rank, world = self.rank()
+        data = Crops(self.frames, self.targets, self.segment, self.train_snr, self.seed)
+        rows = EpochBatchSampler([self.chosen_folds()[0].train], self.batch_size, self.seed, rank, world)
+        return ResumableLoader(data, rows)
+
+    def val_dataloader(self) -> DataLoader:
+        """The utterances held out."""
+        return self._judged(self.frames, self.targets, self.chosen_folds()[0].val)
+
+    def test_dataloader(self) -> DataLoader:
+        """The test utterances where their speakers are known, else those held out."""
+        if self.test_targets is None:
+            return self.val_dataloader()
+        return self._judged(self.test, self.test_targets, np.arange(len(self.test)))
+
+    def predict_dataloader(self) -> DataLoader:
+        """All test utterances, whole."""
+        return self._judged(self.test, None, np.arange(len(self.test)))
+
+    def _judged(self, packed: Packed, labels: Tensor | None, chosen: np.ndarray) -> DataLoader:
+        """Every one of the chosen utterances once, shared out over ranks; without labels (predict) as it is."""
+        rank, world = self.rank()
+        chosen = chosen[rank::world]
+        frames, snr = (None, None) if labels is None else (self.judge_frames, self.judge_snr)
+        buckets = length_buckets(packed.lengths[chosen], JUDGED) if len(chosen) else []
+        batches = [torch.from_numpy(np.sort(chosen[bucket])) for bucket in buckets]
+        data = Crops(packed, labels, frames, None if snr is None else (snr, snr), self.seed)
+        return DataLoader(data, sampler=batches, batch_size=None)
+
+    # results
+
+    def labels(self, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """File names and speakers' numbers (N,) of labelled utterances."""
+        return [self.files[row].name for row in rows], self.targets.numpy()[rows]
+
+    def decide(self, predictions: np.ndarray) -> np.ndarray:
+        """The likeliest speaker (N,) for probabilities (N, C)."""
+        return predictions.argmax(1)
+
+    @staticmethod
+    def score(true: np.ndarray, predicted: np.ndarray) -> float:
+        """Share of utterances that are right."""
+        return float(np.mean(true == predicted))
+
+    def describe_test(self) -> str:
+        """What `leeml test` scored, in words."""
+        how = "whole" if self.judge_frames is None else f"{self.judge_frames} frames each"
+        noise = "" if self.judge_snr is None else f", noise at {self.judge_snr:g} dB"
+        if self.test_targets is not None:
+            return f"{len(self.test_targets)} test utterances whose speakers are known ({how}{noise})"
+        return f"held-out utterances ({how}{noise}; they also chose the best checkpoint: slightly optimistic)"
+
+    def describe_lines(self) -> list[str]:
+        """The course's public leaderboard lines of the editions that have so many training utterances."""
+        return [
+            f"{year}, accuracy: {'  '.join(f'{level} {value}' for level, value in lines.items())} (on the course's own "
+            "hidden test utterances)"
+            for year, count, lines in COURSE_LINES
+            if count == len(self.targets)
+        ]
+
+    def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
+        """Header and rows of the course's file for probabilities (N, C), in the order of testdata.json."""
+        facts: Facts = self.model_facts() or self.facts or {}
+        speakers = facts["classes"]
+        return ["Id", "Category"], [
+            [name, speakers[c]] for name, c in zip(self.test_names, self.decide(predictions), strict=True)
+        ]
+
+
+# edition, labelled utterances, and the public leaderboard lines; 2023 has the data of 2022
+COURSE_LINES: list[tuple[str, int, dict[str, float]]] = [
+    ("2021", 69_438, {"easy": 0.82523, "medium": 0.90547, "hard": 0.95404}),
+    ("2022", 56_666, {"simple": 0.60824, "medium": 0.70375, "strong": 0.77750, "boss": 0.86500}),
+    ("2023", 56_666, {"simple": 0.66025, "medium": 0.81750, "strong": 0.88500, "boss": 0.93175}),
+]

@@ -1,0 +1,30 @@
+"""An utterance as one vector: encoder, pooling, and perhaps a last layer (HW4)."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Embedder(nn.Module):
+    """(B, T, D), mask (B, T) -> (B, out).
+
+    Args:
+        encoder: Frames to frames, (B, T, D), mask -> (B, T, encoder.out).
+        pool: Frames to one vector, (B, T, encoder.out), mask -> (B, pool.out).
+        hidden: Width of a linear layer and ReLU after pooling; None: none.
+        dropout: Of the result.
+    """
+
+    def __init__(self, encoder: nn.Module, pool: nn.Module, hidden: int | None = None, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.encoder, self.pool = encoder, pool
+        width: Any = pool.out
+        self.out: int = hidden or width
+        """Width of the output."""
+        self.last = nn.Sequential(
+            *([] if hidden is None else [nn.Linear(width, hidden), nn.ReLU()]), nn.Dropout(dropout)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, D), mask (B, T) -> (B, out)."""
+        return self.last(self.pool(self.encoder(x, mask), mask))
