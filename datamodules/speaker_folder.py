@@ -40,7 +40,7 @@ Part = Literal["train", "test"]
 LISTS: dict[Part, str] = {"train": "metadata.json", "test": "testdata.json"}
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 BROKEN_TAR = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError)
-SHARE = 500  # recordings that must be there for each worker: it loads torch in the time that one makes 500
+SHARE = 1000  # recordings that must be there for each worker: it loads torch in the time that one makes as many
 HEAD = 4096  # bytes of a list that hold its first entry
 SILENCE = math.log(audio.FLOOR) + 1e-3  # no more in any band of any frame
 

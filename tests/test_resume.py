@@ -10,11 +10,16 @@ from torchvision.transforms import v2
 
 from callbacks.warmup import WarmupScheduler
 from datamodules.hw1_covid import CovidData
+from datamodules.hw2_phoneme import PhonemeData
 from datamodules.hw3_food import FoodData
-from datamodules.sample import write_covid, write_food
+from datamodules.sample import write_covid, write_food, write_phonemes
 from modules.hw1_covid import CovidRegressor
+from modules.hw2_phoneme import PhonemeClassifier
 from modules.hw3_food import FoodClassifier
+from modules.nets.recurrent import Recurrent
 from modules.nets.resnet import ResNet
+from modules.nets.spec_augment import SpecAugment
+from modules.nets.window_mlp import WindowMLP
 
 
 class Stop(Callback):
@@ -32,6 +37,7 @@ class Stop(Callback):
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     write_covid(root / "hw1_covid")
+    write_phonemes(root / "hw2_phoneme")
     write_food(root / "hw3_food")
     return root
 
@@ -50,6 +56,21 @@ def food(root):
     net = functools.partial(ResNet, width=8, blocks=(1, 1), dropout=0.3)
     optimizer = functools.partial(torch.optim.AdamW, lr=0.01)
     return FoodClassifier(optimizer, net, 0.1, mixup=0.2, cutmix=1.0, pseudo_threshold=0.1), data
+
+
+def utterances(root):
+    """5 steps an epoch of whole utterances, which SpecAugment and dropout change, in two networks."""
+    data = PhonemeData(dir=str(root / "hw2_phoneme"), window=None, batch_size=2600)
+    net = functools.partial(Recurrent, hidden=8, layers=2, dropout=0.3)
+    optimizer = functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
+    return PhonemeClassifier(optimizer, net, members=2, dropout=0.3, spec_augment=SpecAugment()), data
+
+
+def frames(root):
+    """5 steps an epoch of windows, the last one short."""
+    data = PhonemeData(dir=str(root / "hw2_phoneme"), window=3, batch_size=2300)
+    net = functools.partial(WindowMLP, hidden=[16], batch_norm=True, dropout=0.3)
+    return PhonemeClassifier(functools.partial(torch.optim.AdamW, lr=0.01), net, label_smoothing=0.1), data
 
 
 def fit(make, root, where, stop=None, ckpt=None):
@@ -74,7 +95,12 @@ def fit(make, root, where, stop=None, ckpt=None):
 
 
 # in the first epoch, at its end, later, close to the end
-STOPS = [*((covid, stop) for stop in (1, 3, 5, 7, 10, 18)), *((food, stop) for stop in (3, 5, 17))]
+STOPS = [
+    *((covid, stop) for stop in (1, 3, 5, 7, 10, 18)),
+    *((food, stop) for stop in (3, 5, 17)),
+    *((utterances, stop) for stop in (3, 5, 17)),
+    *((frames, stop) for stop in (5, 7)),
+]
 
 
 @pytest.mark.parametrize(("make", "stop"), STOPS)

@@ -51,9 +51,7 @@ def classifier(net=Small, window=None, classes=CLASSES, **options):
 def utterances(lengths=LENGTHS, classes=CLASSES):
     """Frames (T, D) and labels (T,) of each."""
     noise = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(n, FEATURES, generator=noise), torch.randint(classes, (n,), generator=noise)) for n in lengths
-    ]
+    return [(torch.randn(n, FEATURES, generator=noise), torch.randint(classes, (n,), generator=noise)) for n in lengths]
 
 
 def padded(parts, extra=0, junk=0.0):

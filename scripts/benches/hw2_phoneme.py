@@ -1,0 +1,369 @@
+"""HW2: our loop and its memory against the course sample's on the same frames and networks; levels on real speech."""
+
+import contextlib
+import csv
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from datamodules.base import PROJECT
+from datamodules.errors import DataError
+from datamodules.hw2_phoneme import PhonemeData
+from datamodules.libriphone import Utterance, write_layout
+from datamodules.packed import Packed, windows
+from datamodules.samplers import LengthBucketSampler
+from modules.hw2_phoneme import PhonemeClassifier
+from modules.nets.mlp import Activation
+from modules.nets.window_mlp import WindowMLP
+from scripts import kfold
+
+CONFIGS = PROJECT / "configs" / "hw2_phoneme"
+WINDOW = 11  # frames, 429 numbers: the sample's of 2021
+
+
+class Case(NamedTuple):
+    """A network of the course's samples, and `steps` of training it that are timed together."""
+
+    hidden: tuple[int, ...]
+    activation: Activation
+    batch: int
+    steps: int
+
+
+CASES = (Case((256, 256), "relu", 512, 60), Case((1024, 512, 128), "sigmoid", 64, 120))
+UTTERANCES, FRAMES, WIDE = 4_200, 2_600_000, 21  # of the measurements at LibriPhone's size
+BATCHES = 300  # of the measurement of memory
+SHARED = ("sa1", "sa2")  # the sentences that every speaker of TIMIT reads
+
+
+@contextlib.contextmanager
+def empty_cache() -> Iterator[None]:
+    """A cache of its own, without the bars of building it."""
+    before = os.environ.get("LEEML_CACHE")
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        os.environ["LEEML_CACHE"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["LEEML_CACHE"]
+            if before is not None:
+                os.environ["LEEML_CACHE"] = before
+
+
+def ready(folder: Path, **options: Any) -> PhonemeData:
+    """The data, opened for training."""
+    data = PhonemeData(dir=str(folder), **options)
+    data.setup("fit")
+    return data
+
+
+# speed
+
+
+def sample_loop(loader: DataLoader, case: Case, classes: int) -> None:
+    """The sample's loop: it asks for the loss and the number of right answers after every step."""
+    hidden = WindowMLP(WINDOW * 39, case.hidden, case.activation)
+    net = nn.Sequential(hidden, nn.Linear(hidden.out, classes))
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
+    loss_sum = right = 0.0
+    for _, (x, y) in zip(range(case.steps), loader, strict=False):
+        optimizer.zero_grad()
+        scores = net(x)
+        loss = F.cross_entropy(scores, y)
+        loss.backward()
+        optimizer.step()
+        right += (scores.argmax(1) == y).sum().item()
+        loss_sum += loss.item()
+
+
+def batches(loader: DataLoader, steps: int) -> None:
+    """The batches alone."""
+    for _ in zip(range(steps), loader, strict=False):
+        pass
+
+
+def classifier(case: Case) -> PhonemeClassifier:
+    """Our module with the network of a sample."""
+    net = partial(WindowMLP, hidden=case.hidden, activation=case.activation)
+    return PhonemeClassifier(partial(torch.optim.Adam, lr=1e-4), net)
+
+
+def our_loop(loader: DataLoader, case: Case, facts: dict[str, Any]) -> None:
+    """Our batches and network in a plain loop."""
+    module = classifier(case)
+    module.build(facts)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-4)
+    right = torch.zeros((), dtype=torch.int64)
+    for _, batch in zip(range(case.steps), loader, strict=False):
+        optimizer.zero_grad()
+        (scores,) = module(batch["x"])
+        F.cross_entropy(scores, batch["y"]).backward()
+        optimizer.step()
+        right += (scores.argmax(1) == batch["y"]).sum()
+
+
+class Clock(Callback):
+    """When the first batch of an epoch was asked for, and when its last step was done."""
+
+    seconds = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Start."""
+        self.seconds = -self._now(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Stop."""
+        self.seconds += self._now(trainer)
+
+    @staticmethod
+    def _now(trainer: Trainer) -> float:
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def fit(data: PhonemeData, case: Case, accelerator: str = "cpu", validation: int = 0) -> float:
+    """Seconds of `case.steps` steps by our module and Lightning's Trainer; its set-up does not count."""
+    clock = Clock()
+    trainer = Trainer(
+        max_epochs=1, limit_train_batches=case.steps, limit_val_batches=validation, num_sanity_val_steps=0,
+        accelerator=accelerator, devices=1, callbacks=[clock], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(classifier(case), data)
+    return clock.seconds
+
+
+def timed(part: Callable[[], None]) -> float:
+    """Seconds of it."""
+    start = time.perf_counter()
+    part()
+    return time.perf_counter() - start
+
+
+def training(folder: Path, case: Case, repeats: int) -> None:
+    """Print frames/s of the sample's loop and of ours."""
+    data = ready(folder, window=WINDOW, batch_size=case.batch)
+    assert isinstance(data.frames, Packed)
+    assert data.facts is not None
+    rows = torch.from_numpy(data.split()[0].train)
+    x = windows(data.frames.frames, data.frames.offsets, rows, WINDOW).flatten(1).float()  # n copies of every frame
+    plain = DataLoader(TensorDataset(x, data.targets[rows]), case.batch, shuffle=True)
+    loader, classes = data.train_dataloader(), len(data.names)
+    parts: dict[str, Callable[[], float]] = {
+        "sample's loop": partial(timed, partial(sample_loop, plain, case, classes)),
+        "ours, bare loop": partial(timed, partial(our_loop, loader, case, data.facts)),
+        "ours, Trainer": partial(fit, data, case),
+        "sample's batches alone": partial(timed, partial(batches, plain, case.steps)),
+        "our batches alone": partial(timed, partial(batches, loader, case.steps)),
+    }
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for turn in range(repeats + 1):  # the parts take turns, the first turn warms up
+        for name, part in parts.items():
+            seconds = part()
+            if turn:
+                times[name].append(seconds)
+    rates = {name: case.batch * case.steps / median(values) for name, values in times.items()}
+    widths = "-".join(map(str, (39 * WINDOW, *case.hidden)))
+    print(
+        f"\nTraining {widths}, {case.activation}, batch {case.batch}: {len(rows)} frames, medians of {repeats} turns "
+        f"of {case.steps} steps"
+    )
+    print(f"  {'':<24} {'frames/s':>10} {'against the sample':>19}")
+    for name, rate in rates.items():
+        against = rate / rates["sample's batches alone" if "alone" in name else "sample's loop"]
+        print(f"  {name:<24} {rate:10,.0f} {against:17.1f} x")
+
+
+# padding
+
+
+def spoken_lengths() -> np.ndarray:
+    """Frames of utterances as LibriSpeech has them: 1.5 to 17 s, most of them long."""
+    lengths = np.random.default_rng(0).beta(2.2, 1.3, UTTERANCES) * 1550 + 150
+    return (lengths * (FRAMES / lengths.sum())).astype(int)
+
+
+def padding(lengths: dict[str, np.ndarray]) -> None:
+    """Print which share of our batches of whole utterances is padding, and of batches of as many in random order."""
+    print("\nPadding of whole utterances, share of all frames in batches; mean of 5 epochs")
+    print(f"  {'':<34} {'frames a batch':>14} {'batches':>8} {'ours':>7} {'random order':>13}")
+    for name, frames in lengths.items():
+        for size in (4_000, 8_000):
+            sampler = LengthBucketSampler(np.arange(len(frames)), frames, size)
+            ours, plain = [], []
+            for epoch in range(5):
+                sampler.set_epoch(epoch)
+                taken = [chosen.numpy() for _, chosen in sampler]
+                order = np.random.default_rng(epoch).permutation(len(frames))
+                shuffled = np.split(order, np.cumsum([len(batch) for batch in taken])[:-1])
+                for shares, parts in ((ours, taken), (plain, shuffled)):
+                    shares.append(1 - frames.sum() / sum(len(part) * frames[part].max() for part in parts))
+            print(f"  {name:<34} {size:14,} {len(sampler):8,} {np.mean(ours):7.1%} {np.mean(plain):13.1%}")
+
+
+# LibriPhone's size
+
+
+def write_large(folder: Path) -> None:
+    """A generated set of LibriPhone's size in its layout."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((4_000, 39), np.float32)
+
+    def utterances() -> Iterator[Utterance]:
+        for number, length in enumerate(spoken_lengths().tolist()):
+            first = int(rng.integers(len(noise) - length))
+            yield Utterance(f"{number:05d}", noise[first : first + length], rng.integers(41, size=length))
+
+    write_layout(folder, "train", utterances(), [str(number) for number in range(41)])
+
+
+def resident() -> dict[str, float]:
+    """MB in memory now: anonymous pages, pages of maps of frames and of other files."""
+    sums, kind = {"anonymous": 0.0, "map": 0.0, "files": 0.0}, "files"
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        field, value = line.split(maxsplit=1)
+        if field[-1] != ":":
+            kind = "map" if line.endswith(".npy") else "files"
+        elif field == "Anonymous:":
+            sums["anonymous"] += int(value.split()[0]) / 1024
+            sums[kind] -= int(value.split()[0]) / 1024
+        elif field == "Rss:":
+            sums[kind] += int(value.split()[0]) / 1024
+    return sums
+
+
+def fit_memory(folder: str) -> None:
+    """Run in a process of its own: training and validation as by `leeml fit`, and what memory it took, as JSON."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    before = resident()
+    data = ready(Path(folder), window=WIDE)
+    built = resident()
+    fit(data, CASES[0]._replace(steps=BATCHES), validation=20)
+    status = Path("/proc/self/status").read_text()  # not getrusage, whose peak begins with that of the parent
+    peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
+    print(json.dumps({"before": before, "built": built, "after": resident(), "peak": peak}))
+
+
+def memory(folder: Path) -> None:
+    """Print what training on 2.6 million frames keeps in memory."""
+    if not Path("/proc/self/smaps").is_file():
+        print("\nMemory: left out, it needs Linux's /proc/self/smaps")
+        return
+    code = f"from scripts.benches.hw2_phoneme import fit_memory; fit_memory({str(folder)!r})"
+    table = FRAMES * WIDE * 39 * 4 / 1e6
+    print(
+        f"\nMemory: fresh processes, {FRAMES:,} generated frames, window {WIDE}; {BATCHES} batches of training, 20 of "
+        f"validation, in MB;\n  the sample's table of windows alone would take {table:,.0f}"
+    )
+    print(f"  {'':<34} {'anonymous':>9} {'frame map':>9} {'other files':>12} {'peak':>7}")
+    for title in ("first run, which builds the map", "later run"):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        if done.returncode:
+            print(f"  {title}: failed with status {done.returncode}")
+            continue
+        found = json.loads(done.stdout.splitlines()[-1])
+        print(f"  {title:<66} {found['peak']:9,.0f}")
+        for name, key in {"after imports": "before", "data open": "built", "after training": "after"}.items():
+            now = found[key]
+            print(f"    {name:<32} {now['anonymous']:9,.0f} {now['map']:9,.0f} {now['files']:12,.0f}")
+    print("  the pages of the map are the system's cache, which takes them back at need")
+
+
+def on_gpu(folder: Path, repeats: int) -> None:
+    """Print frames/s of our Trainer on a GPU, frames kept there."""
+    print(f"\nOn the GPU: {FRAMES:,} generated frames, window {WIDE}, medians of {repeats} turns")
+    print(f"  {'hidden layers':<24} {'batch':>6} {'frames/s':>12}")
+    for hidden in ((256, 256), (1024, 1024, 1024)):
+        for batch in (512, 4_096):
+            case = Case(hidden, "relu", batch, 500)
+            data = ready(folder, window=WIDE, batch_size=batch)
+            fit(data, case, "gpu")
+            seconds = median(fit(data, case, "gpu") for _ in range(repeats))
+            print(f"  {'-'.join(map(str, hidden)):<24} {batch:6,} {batch * case.steps / seconds:12,.0f}")
+
+
+def speed(root: Path | None, repeats: int) -> None:
+    """Print training, padding and memory."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with empty_cache(), tempfile.TemporaryDirectory() as name:
+        try:
+            folder = PhonemeData(root=str(root) if root else None).locate()
+            print(f"data: {folder}")
+        except DataError:
+            folder = Path(name, "small")
+            PhonemeData.sample(folder)
+            print("data: generated, as there is none (see leeml data prepare hw2_phoneme)")
+        for case in CASES:
+            training(folder, case, repeats)
+        data = ready(folder, window=None)
+        assert isinstance(data.frames, Packed)
+        padding({"the data": data.frames.lengths, "generated, LibriSpeech's lengths": spoken_lengths()})
+        large = Path(name, "large")
+        write_large(large)
+        memory(large)
+        if torch.cuda.is_available():
+            on_gpu(large, repeats)
+
+
+# accuracy
+
+
+def out_of_fold(level: str, root: Path | None, *more: str) -> list[dict[str, str]]:
+    """Frames (utterance:frame, fold, true, predicted) of a level's config, cross-validated by `leeml kfold`."""
+    with tempfile.TemporaryDirectory() as folder:
+        args = ["kfold", "--config", str(CONFIGS / f"{level}.yaml"), "--run_dir", f"{folder}/run", *more]
+        args += ["--data.root", str(root)] if root else []
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            kfold.main([*args, "--folds", "5", "--data.seed", "0"])
+        with open(f"{folder}/run/out_of_fold.csv", newline="") as file:
+            return list(csv.DictReader(file))
+
+
+def accuracy(root: Path | None, levels: list[str]) -> None:
+    """Print frame accuracy of our levels over the same five folds, by speaker where they are known."""
+    data = PhonemeData(root=str(root) if root else None)
+    data.setup("fit")
+    assert data.facts is not None
+    assert data.part is not None
+    what = f"{len(set(data.part.speakers))} speakers" if data.part.speakers else f"{len(data.part.names)} utterances"
+    print(
+        f"\nAccuracy, {data.locate()}: {len(data.targets)} frames; 5 folds of {what}, last weights, nothing chosen on "
+        "held-out frames"
+    )
+    print(f"  {'':<16} {'accuracy':>18} {'without sa1, sa2':>18} {'without silence':>18} {'seconds':>8}")
+    for level in levels:
+        start = time.perf_counter()
+        frames = out_of_fold(level, root)
+        seconds = time.perf_counter() - start
+        fold, true, said = (np.array([int(frame[key]) for frame in frames]) for key in ("fold", "true", "predicted"))
+        sentences = [frame["id"].rsplit(":", 1)[0].rsplit("_", 1)[-1] for frame in frames]
+        kept = {"all": true >= 0, "own": ~np.isin(sentences, SHARED), "heard": true != data.facts["silence"]}
+        cells = []
+        for chosen in kept.values():
+            by_fold = [float(np.mean((true == said)[chosen & (fold == k)])) for k in range(5)]
+            cells.append(f"{np.mean(by_fold):.4f} +- {np.std(by_fold, ddof=1):.4f}")
+        print(f"  {level:<16} {cells[0]:>18} {cells[1]:>18} {cells[2]:>18} {seconds:8.0f}")
+    print("  +- is the deviation over folds; with as few speakers as in a sample of TIMIT, a figure moves by points")
