@@ -13,8 +13,8 @@ from datamodules.audio import normalise
 from datamodules.errors import DataError
 from datamodules.image_folder import PART_OF, has_images
 from datamodules.libriphone import Part, Utterance, write_layout
+from datamodules.speaker_folder import LISTS, write_dataset
 from datamodules.speaker_folder import Utterance as SpokenBy
-from datamodules.speaker_folder import write_dataset
 
 STATES = [
     "AL", "AK", "AZ", "AR", "CA", "CO", "CT", "FL", "GA", "ID", "IL", "IN", "IA", "KS", "KY", "LA", "MD", "MA",
@@ -174,6 +174,8 @@ def _heard(rng: np.random.Generator, voice: np.ndarray, sounds: np.ndarray) -> n
 
 def write_speakers(folder: Path, seed: int = 0) -> list[Path]:
     """Write the course's Dataset folder: 16 speakers with 12 utterances each, and 48 test utterances without labels."""
+    if there := [folder / name for name in (*LISTS.values(), "mapping.json") if (folder / name).exists()]:
+        raise DataError(f"{there[0]}: there already; move it away, or name another folder")
     rng = np.random.default_rng(seed)
     sounds = np.stack([_smooth(rng.normal(0, 3, 46), 7) for _ in range(30)])
     voices = np.stack([_smooth(rng.normal(0, 1.2, 44), 5) for _ in range(SPEAKERS)])

@@ -24,7 +24,7 @@ from modules.pictures import attention_maps, confusion_matrix, embedding
 from modules.verification import EqualErrorRate
 
 KEPT = 600  # judged utterances kept for the picture of the embeddings
-CONFUSED = 15  # speakers in the picture of confusions
+CONFUSED = 14  # speakers in the picture of confusions; with the others there is room for numbers
 DRAWN = 200  # frames of an attention map, at most
 
 
@@ -204,14 +204,26 @@ class SpeakerClassifier(HomeworkModule):
             figures["attention"] = attention_maps(self._shown[0].cpu(), maps)
         if len(true) >= 30:  # fewer points show nothing
             figures["embeddings"] = embedding({"speakers' embeddings": together[:KEPT]}, true[:KEPT], classes)
-        matrix = torch.zeros(len(classes), len(classes)).index_put_(
-            (true, said), torch.ones(len(true)), accumulate=True
-        )
-        wrong = matrix - matrix.diag().diag()
-        worst = (wrong.sum(0) + wrong.sum(1)).argsort(descending=True, stable=True)[:CONFUSED].sort().values
-        figures["most_confused"] = confusion_matrix(matrix[worst][:, worst], [classes[i] for i in worst.tolist()])
+        figures["most_confused"] = self._most_confused(true, said, classes)
         self.train(training)
         return figures
+
+    @staticmethod
+    def _most_confused(true: Tensor, said: Tensor, classes: list[str]) -> Figure:
+        """Speakers with most mistakes of either kind, all the others together in a last row and column."""
+        matrix = torch.zeros(len(classes), len(classes)).index_put_((true, said), torch.ones(len(true)), True)
+        mistakes = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diag()
+        count = max(2, min(CONFUSED, int(mistakes.count_nonzero())))
+        worst = mistakes.argsort(descending=True, stable=True)[:count].sort().values
+        others = torch.ones(len(classes), dtype=torch.bool).index_fill_(0, worst, False)
+        names = [classes[i] for i in worst.tolist()]
+        chosen = torch.eye(len(classes))[worst]
+        if others.any():
+            chosen, names = torch.cat([chosen, others.float().unsqueeze(0)]), [*names, "others"]
+        figure = confusion_matrix(chosen @ matrix @ chosen.T, names)
+        right = (true == said).float().mean()
+        figure.axes[0].set_title(f"the {count} most confused of {len(classes)} speakers; accuracy of all {right:.3f}")
+        return figure
 
     def tables(self) -> dict[str, tuple[list[str], list[list[Any]]]]:
         """True and predicted speaker of the utterances judged last."""

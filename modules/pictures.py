@@ -325,7 +325,7 @@ def attention_maps(x: Tensor, layers: dict[str, Tensor]) -> Figure:
             axes.imshow(weights.sqrt().numpy(), aspect="auto", cmap="viridis")
             axes.set(xticks=[], yticks=[])
             if column == 0:
-                axes.set_ylabel(printable(name), fontsize=9)
+                axes.set_ylabel(f"{printable(name)}\nframe that looks", fontsize=8)
             if row == len(layers):
                 axes.set_xlabel("frame looked at", fontsize=8)
     return figure

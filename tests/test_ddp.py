@@ -127,14 +127,14 @@ PHONEMES = """\
 model:
   class_path: PhonemeClassifier
   init_args:
-    optimizer: {class_path: AdamW, init_args: {lr: 0.001}}
+    optimizer: {class_path: AdamW, init_args: {lr: 0.01}}
     net: {class_path: modules.nets.recurrent.Recurrent, init_args: {hidden: 8}}
     members: 2
-    smoothing: 0.2
 data:
   class_path: PhonemeData
   init_args:
     window: null
+    folds: 2
     batch_size: 4800 # three of the longest for two ranks: else their last batches are cut otherwise than one's
 trainer:
   max_epochs: 3
@@ -147,31 +147,22 @@ def phonemes(tmp_path_factory):
     """Utterances so long that the five held out are 2 batches for one rank and 1 for the other (4096 frames each)."""
     base = tmp_path_factory.mktemp("ddp_phonemes")
     rng = np.random.default_rng(0)
-    for part, count in (("train", 25), ("test", 5)):
-        lengths = rng.integers(1400, 1500, count)
-        labels = [np.repeat(rng.integers(0, 4, n // 7 + 1), 7)[:n] for n in lengths]
-        heard = [rng.normal(0, 0.3, (len(y), 39)) + np.eye(4, 39)[y] for y in labels]
-        spoken = [Utterance(f"{part}{k}", x, y) for k, (x, y) in enumerate(zip(heard, labels, strict=True))]
-        if part == "test":
-            spoken = [utterance._replace(labels=None) for utterance in spoken]
-        write_layout(base / "hw2_phoneme" / "sample", part, spoken, ["sil", "a", "b", "c"])
+    labels = [np.repeat(rng.integers(0, 4, n // 7 + 1), 7)[:n] for n in rng.integers(1400, 1500, 10)]
+    heard = [rng.normal(0, 0.3, (len(y), 39)) + np.eye(4, 39)[y] for y in labels]
+    spoken = [Utterance(str(k), x, y) for k, (x, y) in enumerate(zip(heard, labels, strict=True))]
+    write_layout(base / "hw2_phoneme" / "sample", "train", spoken, ["sil", "a", "b", "c"])
     (base / "phonemes.yaml").write_text(PHONEMES)
     for name, preset in (("one", []), ("two", ["--config", "configs/presets/ddp.yaml"])):
         fit = ["fit", "--config", base / "phonemes.yaml", *preset, "--data.root", base, "--run_dir", base / name]
         leeml(*fit, cwd=base)
-        leeml("predict", "--run_dir", base / name, cwd=base)
     return base
 
 
 def test_whole_utterances_agree(phonemes):
     one, two = (torch.load(phonemes / n / "checkpoints" / "last.ckpt", weights_only=True) for n in ("one", "two"))
-    assert one["global_step"] == two["global_step"] > 3 * 5
+    assert one["global_step"] == two["global_step"] == 3 * 2
     for name, weight in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], weight, atol=1e-4, rtol=1e-3, msg=name)
     one, two = (json.loads((phonemes / n / "scores.json").read_text()) for n in ("one", "two"))
     assert one["best val/accuracy"] == pytest.approx(two["best val/accuracy"], abs=1e-3)
-    assert one["best val/accuracy"] > 0.3  # chance: 0.25
-    lines = [(phonemes / n / "submission.csv").read_text().splitlines() for n in ("one", "two")]
-    assert [line.split(",")[0] for line in lines[0]] == [line.split(",")[0] for line in lines[1]]
-    assert len(lines[0]) > 5 * 1400
-    assert sum(a == b for a, b in zip(*lines, strict=True)) > 0.999 * len(lines[0])
+    assert one["best val/accuracy"] > 0.4  # chance: 0.25

@@ -16,6 +16,7 @@ from datamodules.sample import write_covid, write_food, write_phonemes
 from modules.hw1_covid import CovidRegressor
 from modules.hw2_phoneme import PhonemeClassifier
 from modules.hw3_food import FoodClassifier
+from modules.nets.frame_encoders import TransformerFrames
 from modules.nets.recurrent import Recurrent
 from modules.nets.resnet import ResNet
 from modules.nets.spec_augment import SpecAugment
@@ -58,12 +59,17 @@ def food(root):
     return FoodClassifier(optimizer, net, 0.1, mixup=0.2, cutmix=1.0, pseudo_threshold=0.1), data
 
 
-def utterances(root):
+def utterances(root, net=None, **options):
     """5 steps an epoch of whole utterances, which SpecAugment and dropout change, in two networks."""
-    data = PhonemeData(dir=str(root / "hw2_phoneme"), window=None, batch_size=2600)
-    net = functools.partial(Recurrent, hidden=8, layers=2, dropout=0.3)
+    data = PhonemeData(dir=str(root / "hw2_phoneme"), window=None, **({"batch_size": 2600} | options))
+    net = net or functools.partial(TransformerFrames, d_model=8, d_ff=16, dropout=0.3)
     optimizer = functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
     return PhonemeClassifier(optimizer, net, members=2, dropout=0.3, spec_augment=SpecAugment()), data
+
+
+def recurrent(root):
+    """2 steps an epoch: these networks go through an utterance frame by frame, which takes long."""
+    return utterances(root, functools.partial(Recurrent, hidden=4, layers=2, dropout=0.3), folds=2, batch_size=4000)
 
 
 def frames(root):
@@ -99,6 +105,7 @@ STOPS = [
     *((covid, stop) for stop in (1, 3, 5, 7, 10, 18)),
     *((food, stop) for stop in (3, 5, 17)),
     *((utterances, stop) for stop in (3, 5, 17)),
+    (recurrent, 3),
     *((frames, stop) for stop in (5, 7)),
 ]
 

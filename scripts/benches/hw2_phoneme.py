@@ -49,7 +49,7 @@ class Case(NamedTuple):
 
 
 CASES = (Case((256, 256), "relu", 512, 60), Case((1024, 512, 128), "sigmoid", 64, 120))
-UTTERANCES, FRAMES, WIDE = 4_200, 2_600_000, 21  # of the measurements at LibriPhone's size
+UTTERANCES, WIDE = 4_200, 21  # of the measurements at LibriPhone's size
 BATCHES = 300  # of the measurement of memory
 SHARED = ("sa1", "sa2")  # the sentences that every speaker of TIMIT reads
 
@@ -100,17 +100,17 @@ def batches(loader: DataLoader, steps: int) -> None:
         pass
 
 
-def classifier(case: Case) -> PhonemeClassifier:
+def classifier(case: Case, fused: bool) -> PhonemeClassifier:
     """Our module with the network of a sample."""
     net = partial(WindowMLP, hidden=case.hidden, activation=case.activation)
-    return PhonemeClassifier(partial(torch.optim.Adam, lr=1e-4), net)
+    return PhonemeClassifier(partial(torch.optim.Adam, lr=1e-4, fused=fused), net)
 
 
-def our_loop(loader: DataLoader, case: Case, facts: dict[str, Any]) -> None:
-    """Our batches and network in a plain loop."""
-    module = classifier(case)
+def our_loop(loader: DataLoader, case: Case, facts: dict[str, Any], fused: bool) -> None:
+    """Our batches, network and optimiser in a plain loop."""
+    module = classifier(case, fused)
     module.build(facts)
-    optimizer = torch.optim.Adam(module.parameters(), lr=1e-4)
+    optimizer = module.configure_optimizers()
     right = torch.zeros((), dtype=torch.int64)
     for _, batch in zip(range(case.steps), loader, strict=False):
         optimizer.zero_grad()
@@ -140,7 +140,7 @@ class Clock(Callback):
         return time.perf_counter()
 
 
-def fit(data: PhonemeData, case: Case, accelerator: str = "cpu", validation: int = 0) -> float:
+def fit(data: PhonemeData, case: Case, fused: bool, accelerator: str = "cpu", validation: int = 0) -> float:
     """Seconds of `case.steps` steps by our module and Lightning's Trainer; its set-up does not count."""
     clock = Clock()
     trainer = Trainer(
@@ -150,7 +150,7 @@ def fit(data: PhonemeData, case: Case, accelerator: str = "cpu", validation: int
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(classifier(case), data)
+        trainer.fit(classifier(case, fused), data)
     return clock.seconds
 
 
@@ -172,8 +172,10 @@ def training(folder: Path, case: Case, repeats: int) -> None:
     loader, classes = data.train_dataloader(), len(data.names)
     parts: dict[str, Callable[[], float]] = {
         "sample's loop": partial(timed, partial(sample_loop, plain, case, classes)),
-        "ours, bare loop": partial(timed, partial(our_loop, loader, case, data.facts)),
-        "ours, Trainer": partial(fit, data, case),
+        "ours, bare loop": partial(timed, partial(our_loop, loader, case, data.facts, False)),
+        "ours, Trainer": partial(fit, data, case, False),
+        "ours, fused Adam, bare": partial(timed, partial(our_loop, loader, case, data.facts, True)),
+        "ours, fused Adam, Trainer": partial(fit, data, case, True),
         "sample's batches alone": partial(timed, partial(batches, plain, case.steps)),
         "our batches alone": partial(timed, partial(batches, loader, case.steps)),
     }
@@ -189,19 +191,18 @@ def training(folder: Path, case: Case, repeats: int) -> None:
         f"\nTraining {widths}, {case.activation}, batch {case.batch}: {len(rows)} frames, medians of {repeats} turns "
         f"of {case.steps} steps"
     )
-    print(f"  {'':<24} {'frames/s':>10} {'against the sample':>19}")
+    print(f"  {'':<26} {'frames/s':>10} {'against the sample':>19}")
     for name, rate in rates.items():
         against = rate / rates["sample's batches alone" if "alone" in name else "sample's loop"]
-        print(f"  {name:<24} {rate:10,.0f} {against:17.1f} x")
+        print(f"  {name:<26} {rate:10,.0f} {against:17.1f} x")
 
 
 # padding
 
 
 def spoken_lengths() -> np.ndarray:
-    """Frames of utterances as LibriSpeech has them: 1.5 to 17 s, most of them long."""
-    lengths = np.random.default_rng(0).beta(2.2, 1.3, UTTERANCES) * 1550 + 150
-    return (lengths * (FRAMES / lengths.sum())).astype(int)
+    """Frames of utterances as long as the 24 of LibriPhone that we have seen: 2.6 million together."""
+    return np.random.default_rng(0).integers(300, 939, UTTERANCES)
 
 
 def padding(lengths: dict[str, np.ndarray]) -> None:
@@ -211,7 +212,8 @@ def padding(lengths: dict[str, np.ndarray]) -> None:
     for name, frames in lengths.items():
         for size in (4_000, 8_000):
             sampler = LengthBucketSampler(np.arange(len(frames)), frames, size)
-            ours, plain = [], []
+            ours: list[float] = []
+            plain: list[float] = []
             for epoch in range(5):
                 sampler.set_epoch(epoch)
                 taken = [chosen.numpy() for _, chosen in sampler]
@@ -259,7 +261,7 @@ def fit_memory(folder: str) -> None:
     before = resident()
     data = ready(Path(folder), window=WIDE)
     built = resident()
-    fit(data, CASES[0]._replace(steps=BATCHES), validation=20)
+    fit(data, CASES[0]._replace(steps=BATCHES), False, validation=20)
     status = Path("/proc/self/status").read_text()  # not getrusage, whose peak begins with that of the parent
     peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
     print(json.dumps({"before": before, "built": built, "after": resident(), "peak": peak}))
@@ -271,37 +273,38 @@ def memory(folder: Path) -> None:
         print("\nMemory: left out, it needs Linux's /proc/self/smaps")
         return
     code = f"from scripts.benches.hw2_phoneme import fit_memory; fit_memory({str(folder)!r})"
-    table = FRAMES * WIDE * 39 * 4 / 1e6
+    count = int(spoken_lengths().sum())
     print(
-        f"\nMemory: fresh processes, {FRAMES:,} generated frames, window {WIDE}; {BATCHES} batches of training, 20 of "
-        f"validation, in MB;\n  the sample's table of windows alone would take {table:,.0f}"
+        f"\nMemory: fresh processes, {count:,} generated frames, window {WIDE}; {BATCHES} batches of training, 20 of "
+        f"validation,\n  in MB; the sample's table of windows alone would take {count * WIDE * 39 * 4 / 1e6:,.0f}"
     )
-    print(f"  {'':<34} {'anonymous':>9} {'frame map':>9} {'other files':>12} {'peak':>7}")
+    print(f"  {'':<32} {'anonymous':>9} {'frame map':>9} {'other files':>12} {'together':>9}")
     for title in ("first run, which builds the map", "later run"):
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
+        print(f"  {title}" + (f": failed with status {done.returncode}" if done.returncode else ""))
         if done.returncode:
-            print(f"  {title}: failed with status {done.returncode}")
             continue
         found = json.loads(done.stdout.splitlines()[-1])
-        print(f"  {title:<66} {found['peak']:9,.0f}")
         for name, key in {"after imports": "before", "data open": "built", "after training": "after"}.items():
-            now = found[key]
-            print(f"    {name:<32} {now['anonymous']:9,.0f} {now['map']:9,.0f} {now['files']:12,.0f}")
+            a, m, f = (found[key][kind] for kind in ("anonymous", "map", "files"))
+            print(f"    {name:<30} {a:9,.0f} {m:9,.0f} {f:12,.0f} {a + m + f:9,.0f}")
+        beyond = found["peak"] - sum(found["before"].values())
+        print(f"    {'peak':<30} {'':32} {found['peak']:9,.0f}, {beyond:,.0f} of it beyond the imports")
     print("  the pages of the map are the system's cache, which takes them back at need")
 
 
 def on_gpu(folder: Path, repeats: int) -> None:
     """Print frames/s of our Trainer on a GPU, frames kept there."""
-    print(f"\nOn the GPU: {FRAMES:,} generated frames, window {WIDE}, medians of {repeats} turns")
+    print(f"\nOn the GPU: {spoken_lengths().sum():,} generated frames, window {WIDE}, medians of {repeats} turns")
     print(f"  {'hidden layers':<24} {'batch':>6} {'frames/s':>12}")
     for hidden in ((256, 256), (1024, 1024, 1024)):
         for batch in (512, 4_096):
             case = Case(hidden, "relu", batch, 500)
             data = ready(folder, window=WIDE, batch_size=batch)
-            fit(data, case, "gpu")
-            seconds = median(fit(data, case, "gpu") for _ in range(repeats))
+            fit(data, case, True, "gpu")
+            seconds = median(fit(data, case, True, "gpu") for _ in range(repeats))
             print(f"  {'-'.join(map(str, hidden)):<24} {batch:6,} {batch * case.steps / seconds:12,.0f}")
 
 
@@ -320,7 +323,7 @@ def speed(root: Path | None, repeats: int) -> None:
             training(folder, case, repeats)
         data = ready(folder, window=None)
         assert isinstance(data.frames, Packed)
-        padding({"the data": data.frames.lengths, "generated, LibriSpeech's lengths": spoken_lengths()})
+        padding({"the data": data.frames.lengths, "generated, as long as LibriPhone": spoken_lengths()})
         large = Path(name, "large")
         write_large(large)
         memory(large)
@@ -344,6 +347,7 @@ def out_of_fold(level: str, root: Path | None, *more: str) -> list[dict[str, str
 
 def accuracy(root: Path | None, levels: list[str]) -> None:
     """Print frame accuracy of our levels over the same five folds, by speaker where they are known."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     data = PhonemeData(root=str(root) if root else None)
     data.setup("fit")
     assert data.facts is not None
