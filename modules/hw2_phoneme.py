@@ -18,7 +18,6 @@ from torchmetrics.text import WordErrorRate
 
 from modules.base import HomeworkModule
 from modules.decoding import viterbi
-from modules.nets.spec_augment import SpecAugment
 from modules.nets.window_mlp import WindowMLP
 from modules.pictures import class_accuracy, confusion_matrix, labelled_frames
 
@@ -35,7 +34,8 @@ class PhonemeClassifier(HomeworkModule):
         members: Networks trained side by side on the same batches, from other weights.
         dropout: Before the linear layer.
         label_smoothing: Share of the target spread evenly over all classes (Szegedy et al. 2016, arXiv 1512.00567).
-        spec_augment: What of whole utterances is hidden in training.
+        augment: What is done to whole utterances in training, one after the other: VocalTract, SpecAugment, or any
+            module that takes (x, mask).
         smoothing: Weight of how often classes followed each other in the training labels, against the networks'
             scores; with more than 0 the likeliest path (Viterbi) is the answer, not each frame's best class.
     """
@@ -51,7 +51,7 @@ class PhonemeClassifier(HomeworkModule):
         members: int = 1,
         dropout: float = 0.0,
         label_smoothing: float = 0.0,
-        spec_augment: SpecAugment | None = None,
+        augment: list[nn.Module] | None = None,
         smoothing: float = 0.0,
     ) -> None:
         super().__init__(optimizer)
@@ -62,10 +62,10 @@ class PhonemeClassifier(HomeworkModule):
         for name, value in {"dropout": dropout, "label_smoothing": label_smoothing}.items():
             if not 0 <= value < 1:
                 raise MisconfigurationException(f"model.{name} is {value}: expected 0 or more, below 1")
-        self.save_hyperparameters(ignore=["optimizer", "net", "spec_augment"])
+        self.save_hyperparameters(ignore=["optimizer", "net", "augment"])
         self.new_net, self.members, self.dropout = net, members, dropout
         self.label_smoothing, self.smoothing = label_smoothing, smoothing
-        self.spec_augment = spec_augment
+        self.augment = nn.ModuleList(augment or [])
         self._shown: tuple[Tensor, Tensor, Tensor] | None = None
         self.transitions: Tensor
 
@@ -79,10 +79,8 @@ class PhonemeClassifier(HomeworkModule):
             raise MisconfigurationException(
                 f"data.window is {window}, but model.net {type(nets[0]).__name__} needs {wanted}"
             )
-        if self.spec_augment is not None and not whole:
-            raise MisconfigurationException(
-                "model.spec_augment hides parts of whole utterances; it needs data.window null"
-            )
+        if len(self.augment) and not whole:
+            raise MisconfigurationException("model.augment is for whole utterances; it needs data.window null")
         self.nets = nn.ModuleList(nets)
         widths: list[Any] = [net.out for net in nets]
         self.heads = nn.ModuleList(nn.Sequential(nn.Dropout(self.dropout), nn.Linear(width, count)) for width in widths)
@@ -109,7 +107,9 @@ class PhonemeClassifier(HomeworkModule):
             return torch.stack([head(net(x)) for net, head in zip(self.nets, self.heads, strict=True)])
         scores = []
         for net, head in zip(self.nets, self.heads, strict=True):
-            seen = x if self.spec_augment is None else self.spec_augment(x, mask)
+            seen = x
+            for part in self.augment:
+                seen = part(seen, mask)
             scores.append(head(net(seen, mask)))
         return torch.stack(scores)
 

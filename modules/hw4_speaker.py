@@ -19,7 +19,6 @@ from modules.nets.embedder import Embedder
 from modules.nets.frame_encoders import TransformerFrames
 from modules.nets.margin import MarginSoftmax
 from modules.nets.pooling import POOLINGS
-from modules.nets.spec_augment import SpecAugment
 from modules.pictures import attention_maps, confusion_matrix, embedding
 from modules.verification import EqualErrorRate
 
@@ -41,7 +40,7 @@ class SpeakerClassifier(HomeworkModule):
         dropout: Of the embedding, before the head.
         label_smoothing: Share of the target spread evenly over all speakers.
         normalise: Subtract each utterance's mean from every band first: a channel's colour falls away.
-        spec_augment: What of the stretches is hidden in training.
+        augment: What is done to the stretches in training, such as SpecAugment: modules that take (x, mask).
     """
 
     homework: ClassVar[str] = "hw4_speaker"
@@ -54,12 +53,12 @@ class SpeakerClassifier(HomeworkModule):
         net: Callable[..., nn.Module] = TransformerFrames,
         pooling: Literal["mean", "max", "statistics", "attentive"] = "mean",
         hidden: int | None = None,
-        head: Callable[..., nn.Module] | None = None,
+        head: Callable[[int, int], nn.Module] | None = None,  # ... would leave only the first argument to be given
         members: int = 1,
         dropout: float = 0.0,
         label_smoothing: float = 0.0,
         normalise: bool = False,
-        spec_augment: SpecAugment | None = None,
+        augment: list[nn.Module] | None = None,
     ) -> None:
         super().__init__(optimizer)
         if members < 1:
@@ -67,11 +66,11 @@ class SpeakerClassifier(HomeworkModule):
         for name, value in {"dropout": dropout, "label_smoothing": label_smoothing}.items():
             if not 0 <= value < 1:
                 raise MisconfigurationException(f"model.{name} is {value}: expected 0 or more, below 1")
-        self.save_hyperparameters(ignore=["optimizer", "net", "head", "spec_augment"])
+        self.save_hyperparameters(ignore=["optimizer", "net", "head", "augment"])
         self.new_net, self.pooling, self.hidden = net, pooling, hidden
-        self.new_head: Callable[..., nn.Module] = head or nn.Linear
+        self.new_head: Callable[[int, int], nn.Module] = head or nn.Linear
         self.members, self.dropout, self.label_smoothing = members, dropout, label_smoothing
-        self.normalise, self.spec_augment = normalise, spec_augment
+        self.normalise, self.augment = normalise, nn.ModuleList(augment or [])
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self._shown: Tensor | None = None
 
@@ -101,8 +100,8 @@ class SpeakerClassifier(HomeworkModule):
         x = x.float()
         if self.normalise:
             x = x - POOLINGS["mean"](x.shape[2])(x, mask).unsqueeze(1)
-        if self.spec_augment is not None:
-            x = self.spec_augment(x, mask)
+        for part in self.augment:
+            x = part(x, mask)
         return x if mask is None else x.masked_fill(~mask.unsqueeze(2), 0.0)
 
     def embeddings(self, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:

@@ -64,7 +64,7 @@ def utterances(root, net=None, **options):
     data = PhonemeData(dir=str(root / "hw2_phoneme"), window=None, **({"batch_size": 2600} | options))
     net = net or functools.partial(TransformerFrames, d_model=8, d_ff=16, dropout=0.3)
     optimizer = functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
-    return PhonemeClassifier(optimizer, net, members=2, dropout=0.3, spec_augment=SpecAugment()), data
+    return PhonemeClassifier(optimizer, net, members=2, dropout=0.3, augment=[SpecAugment()]), data
 
 
 def recurrent(root):

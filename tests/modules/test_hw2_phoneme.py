@@ -155,7 +155,7 @@ def test_spec_augment_hides_in_training_alone_and_each_member_differently():
             self.seen = x
             return super().forward(x, mask)
 
-    module = classifier(functools.partial(Seen, hidden=2), members=2, spec_augment=SpecAugment(1, 5, 1.0, 1, 3))
+    module = classifier(functools.partial(Seen, hidden=2), members=2, augment=[SpecAugment(1, 5, 1.0, 1, 3)])
     data = padded(utterances())
     torch.manual_seed(0)
     module.training_step(data, 0)
@@ -323,7 +323,7 @@ def test_wrong_options(options, says):
     [
         (Small, 3, {}, "data.window is 3, but model.net Recurrent needs null"),
         (WindowMLP, None, {}, "data.window is None, but model.net WindowMLP needs a number of frames"),
-        (WindowMLP, 3, {"spec_augment": SpecAugment()}, "model.spec_augment .* needs data.window null"),
+        (WindowMLP, 3, {"augment": [SpecAugment()]}, "model.augment .* needs data.window null"),
     ],
 )
 def test_network_and_window_must_agree(net, window, options, says):
@@ -345,7 +345,7 @@ def sample(tmp_path_factory):
 TRAININGS = {
     "windows": ({"net": functools.partial(WindowMLP, hidden=(64,), batch_norm=True)}, {"window": 5, "batch_size": 64}),
     "utterances": (
-        {"net": functools.partial(Recurrent, hidden=32), "members": 2, "spec_augment": SpecAugment(1, 5, bands=1)},
+        {"net": functools.partial(Recurrent, hidden=32), "members": 2, "augment": [SpecAugment(1, 5, bands=1)]},
         {"window": None, "batch_size": 400},
     ),
 }

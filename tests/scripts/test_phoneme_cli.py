@@ -27,7 +27,7 @@ model:
     optimizer: {class_path: AdamW, init_args: {lr: 0.03}}
     net: {class_path: modules.nets.recurrent.Recurrent, init_args: {hidden: 8}}
     members: 2
-    spec_augment: {}
+    augment: [{class_path: modules.nets.spec_augment.SpecAugment}]
     smoothing: 0.5
 data:
   class_path: PhonemeData
@@ -189,7 +189,11 @@ def test_a_mistake_in_leeml_data(tmp_path, args, code, says):
         ("window", ["--data.window", "null"], ["data.window", "WindowMLP", "a number of frames"]),
         ("whole", ["--data.window", "3"], ["data.window is 3", "Recurrent", "null"]),
         ("window", ["--data.split", "speaker"], ["speakers are not known", "data.split to utterance"]),
-        ("window", ["--model.spec_augment", "{}"], ["spec_augment", "data.window null"]),
+        (
+            "window",
+            ["--model.augment", "[modules.nets.spec_augment.SpecAugment]"],
+            ["model.augment", "data.window null"],
+        ),
     ],
 )
 def test_a_value_that_cannot_be(root, tmp_path, config, flags, says):

@@ -1,0 +1,401 @@
+"""HW4: our input pipeline and training step against the course sample's; levels against logistic regression."""
+
+import contextlib
+import io
+import json
+import logging
+import math
+import os
+import random
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, Trainer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from callbacks.compiled import Compiled
+from callbacks.warmup import WarmupScheduler
+from datamodules.base import PROJECT
+from datamodules.errors import DataError
+from datamodules.hw4_speaker import SpeakerData
+from datamodules.packed import pack
+from datamodules.speaker_folder import read_mel
+from modules.hw4_speaker import SpeakerClassifier
+from modules.nets.frame_encoders import TransformerFrames
+from scripts.bench import medians
+from scripts.train import run_cli
+
+CONFIGS = PROJECT / "configs" / "hw4_speaker"
+BATCH, SEGMENT = 32, 128  # the sample's
+ROUNDS = 60  # steps that are timed together
+SMALL_FILES = 8_000  # an eighth of the course's
+STEPS, FOLDS = 4480, 4  # of the accuracy table
+HARD = {"judge_frames": 100, "judge_snr": 5.0}
+
+
+@contextlib.contextmanager
+def empty_cache() -> Iterator[None]:
+    """A cache of its own, without the bars of building it."""
+    before = os.environ.get("LEEML_CACHE")
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        os.environ["LEEML_CACHE"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["LEEML_CACHE"]
+            if before is not None:
+                os.environ["LEEML_CACHE"] = before
+
+
+def ready(folder: Path, **options: Any) -> SpeakerData:
+    """The data, opened for training."""
+    data = SpeakerData(dir=str(folder), **({"folds": FOLDS} | options))
+    data.setup("fit")
+    return data
+
+
+# the sample
+
+
+class SampleRows(Dataset):
+    """The sample's data set: a file is loaded each time it is asked for, and cut at random."""
+
+    def __init__(self, data: SpeakerData) -> None:
+        rows = data.split()[0].train
+        self.paths, self.labels = [data.files[row] for row in rows], data.targets[rows].tolist()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        mel = torch.load(self.paths[index])
+        if len(mel) > SEGMENT:
+            start = random.randint(0, len(mel) - SEGMENT)
+            mel = mel[start : start + SEGMENT]
+        return mel, self.labels[index]
+
+
+def sample_collate(batch: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """Padded with -20, log 10^-20 as the sample says."""
+    mels, speakers = zip(*batch, strict=True)
+    return pad_sequence(mels, batch_first=True, padding_value=-20), torch.tensor(speakers)
+
+
+def sample_loader(data: SpeakerData, workers: int) -> DataLoader:
+    """The sample's training loader."""
+    return DataLoader(
+        SampleRows(data), BATCH, shuffle=True, drop_last=True, num_workers=workers, collate_fn=sample_collate
+    )
+
+
+class SampleNet(nn.Module):
+    """The sample's network."""
+
+    def __init__(self, classes: int, d_model: int = 80) -> None:
+        super().__init__()
+        self.prenet = nn.Linear(40, d_model)
+        self.encoder = nn.TransformerEncoderLayer(d_model=d_model, dim_feedforward=256, nhead=2)
+        self.last = nn.Sequential(nn.Linear(d_model, d_model), nn.ReLU(), nn.Linear(d_model, classes))
+
+    def forward(self, mels: Tensor) -> Tensor:
+        """(B, T, 40) -> (B, classes)."""
+        out = self.encoder(self.prenet(mels).permute(1, 0, 2)).transpose(0, 1)
+        return self.last(out.mean(1))
+
+
+def sample_schedule(step: int, warmup: int = 1000, total: int = 70_000) -> float:
+    """Warm-up and half a cosine."""
+    if step < warmup:
+        return step / warmup
+    return max(0.0, 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))))
+
+
+def endless(loader: DataLoader) -> Iterator[Any]:
+    """Epoch after epoch."""
+    while True:
+        yield from loader
+
+
+def sample_steps(loader: DataLoader, classes: int) -> float:
+    """Seconds of ROUNDS steps of the sample's loop, which asks for loss and accuracy after every step."""
+    net = SampleNet(classes)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, sample_schedule)
+    batches = endless(loader)
+    start = time.perf_counter()
+    for _ in range(ROUNDS):
+        x, y = next(batches)
+        scores = net(x)
+        loss = F.cross_entropy(scores, y)
+        accuracy = (scores.argmax(1) == y).float().mean()
+        loss.item(), accuracy.item()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return time.perf_counter() - start
+
+
+# ours
+
+
+def simple() -> SpeakerClassifier:
+    """The module of simple.yaml."""
+    return SpeakerClassifier(partial(torch.optim.AdamW, lr=1e-3), TransformerFrames, hidden=80)
+
+
+def our_steps(data: SpeakerData) -> float:
+    """Seconds of ROUNDS steps with our batches and module in a plain loop."""
+    module = simple()
+    assert data.facts is not None
+    module.build(data.facts)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    batches = endless(data.train_dataloader())
+    start = time.perf_counter()
+    for _ in range(ROUNDS):
+        batch = next(batches)
+        (e,) = module.embeddings(batch["x"], batch.get("mask"))
+        scores = module.heads[0](e)
+        F.cross_entropy(scores, batch["y"]).backward()
+        module.train_accuracy.update(scores, batch["y"])
+        optimizer.step()
+        optimizer.zero_grad()
+    return time.perf_counter() - start
+
+
+class Clock(Callback):
+    """When each step began."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Note the time, on a GPU once every 50 steps only: noting it means waiting."""
+        if trainer.strategy.root_device.type == "cuda":
+            if trainer.global_step % 50:
+                return
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+
+def fit(data: SpeakerData, warmup: int, steps: int, device: str = "cpu", *extra: Callback, **options: Any) -> float:
+    """Seconds from one time of the clock to the next, by our module and Trainer, as simple.yaml says."""
+    clock = Clock()
+    trainer = Trainer(
+        max_steps=warmup + steps + 1, max_epochs=-1, limit_val_batches=0, accelerator=device, devices=1,
+        callbacks=[clock, WarmupScheduler(warmup=0.0143), *extra], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, **options,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(simple(), data)
+    each = 50 if device == "gpu" else 1
+    return float(np.mean(np.diff(clock.times)[warmup // each :])) / each
+
+
+# speed
+
+
+def whole_epoch(loader: DataLoader) -> None:
+    """All batches of an epoch."""
+    for _ in loader:
+        pass
+
+
+def ours_as_floats(loader: DataLoader) -> None:
+    """All our batches as the network gets them."""
+    for batch in loader:
+        batch["x"].float()
+
+
+def pipeline(folder: Path, repeats: int) -> None:
+    """Print utterances/s of the sample's loader and ours."""
+    data, noisy = ready(folder), ready(folder, train_snr=(0.0, 30.0))
+    train = len(data.split()[0].train)
+    parts = {
+        "sample, 0 workers": partial(whole_epoch, sample_loader(data, 0)),
+        "sample, 2 workers": partial(whole_epoch, sample_loader(data, 2)),
+        "ours": partial(ours_as_floats, data.train_dataloader()),
+        "ours, with noise (boss)": partial(ours_as_floats, noisy.train_dataloader()),
+    }
+    rates = {name: train / seconds for name, seconds in medians(parts, repeats).items()}
+    print(
+        f"\nInput pipeline: {train} training utterances, stretches of {SEGMENT} frames, batch {BATCH}; medians of "
+        f"{repeats} epochs; files in the system's cache"
+    )
+    print(f"  {'':<26} {'utterances/s':>12} {'against 0 workers':>18} {'against 2 workers':>18}")
+    for name, rate in rates.items():
+        against = [rate / rates[f"sample, {n} workers"] for n in (0, 2)]
+        print(f"  {name:<26} {rate:12,.0f} {against[0]:16.1f} x {against[1]:16.1f} x")
+
+
+def whole_step(folder: Path, repeats: int) -> None:
+    """Print steps/s of the sample's loop and ours on the CPU."""
+    data = ready(folder)
+    classes = len(data.speakers)
+    parts: dict[str, Callable[[], float]] = {
+        "sample, 0 workers": partial(sample_steps, sample_loader(data, 0), classes),
+        "sample, 2 workers": partial(sample_steps, sample_loader(data, 2), classes),
+        "ours, bare loop": partial(our_steps, data),
+        "ours, Trainer": lambda: ROUNDS * fit(data, 5, ROUNDS),
+    }
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for turn in range(repeats + 1):  # the parts take turns, the first turn warms up
+        for name, part in parts.items():
+            seconds = part()
+            if turn:
+                times[name].append(seconds)
+    rates = {name: ROUNDS / median(values) for name, values in times.items()}
+    print(
+        f"\nTraining, the sample's network ({classes} speakers), batch {BATCH}, loading included: medians of {repeats} "
+        f"turns of {ROUNDS} steps"
+    )
+    print(f"  {'':<26} {'steps/s':>12} {'against 0 workers':>18} {'against 2 workers':>18}")
+    for name, rate in rates.items():
+        against = [rate / rates[f"sample, {n} workers"] for n in (0, 2)]
+        print(f"  {name:<26} {rate:12,.1f} {against[0]:16.2f} x {against[1]:16.2f} x")
+
+
+def opening(place: Path, repeats: int) -> None:
+    """Print how long the map of SMALL_FILES takes to be built and to be opened."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((2_000, 40), np.float32)
+    files = []
+    for number in range(SMALL_FILES):
+        path = place / f"uttr-{number:032x}.pt"
+        length = int(rng.integers(20, 60))
+        first = int(rng.integers(len(noise) - length))
+        torch.save(torch.from_numpy(noise[first : first + length].copy()), path)
+        files.append(path)
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        pack(files, read_mel, "float16")
+        seconds.append(time.perf_counter() - start)
+    later = median(seconds[1:])
+    print(
+        f"\nOpening {SMALL_FILES:,} small generated utterances, an eighth of the course's: {seconds[0]:.1f} s on first "
+        f"use, {later:.3f} s afterwards\n  (64,000 were not measured: 8 times as much is {8 * later:.2f} s)"
+    )
+
+
+def on_gpu(folder: Path) -> None:
+    """Print steps/s of our Trainer on a GPU."""
+    data = ready(folder)
+    print(f"\nOn the GPU: simple, batch {BATCH}, Trainer, 1,000 steps after 200")
+    print(f"  {'':<26} {'steps/s':>12} {'70,000 steps, minutes':>22}")
+    variants: dict[str, tuple[list[Callback], dict[str, Any]]] = {
+        "eager": ([], {}),
+        "compiled": ([Compiled()], {}),
+        "bf16": ([], {"precision": "bf16-mixed"}),
+        "compiled, bf16": ([Compiled()], {"precision": "bf16-mixed"}),
+    }
+    for name, (extra, options) in variants.items():
+        seconds = fit(data, 200, 1000, "gpu", *extra, **options)
+        print(f"  {name:<26} {1 / seconds:12,.0f} {70_000 * seconds / 60:22.1f}")
+
+
+def speed(root: Path | None, repeats: int) -> None:
+    """Print input pipeline, training step and the time of opening."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with empty_cache(), tempfile.TemporaryDirectory() as name:
+        try:
+            folder = SpeakerData(root=str(root) if root else None).locate()
+            print(f"data: {folder}")
+        except DataError:
+            folder = Path(name, "small")
+            SpeakerData.sample(folder)
+            print("data: generated, as there is none (see leeml data prepare hw4_speaker)")
+        if not (folder / "metadata.json").is_file():
+            folder = folder / "Dataset"
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # small batches: two threads wait for each other, long if others compute
+        pipeline(folder, repeats)
+        torch.set_num_threads(threads)
+        whole_step(folder, repeats)
+        Path(name, "many").mkdir()
+        opening(Path(name, "many"), repeats)
+        if torch.cuda.is_available():
+            on_gpu(folder)
+
+
+# accuracy
+
+
+def moments(loader: DataLoader) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of every band of each utterance (N, 80), and its speaker (N,)."""
+    x, y = [], []
+    for batch in loader:
+        mask = batch.get("mask", torch.ones(batch["x"].shape[:2], dtype=torch.bool))
+        for frames, valid in zip(batch["x"].float(), mask, strict=True):
+            kept = frames[valid].numpy()
+            x.append(np.concatenate([kept.mean(0), kept.std(0)]))
+        y.append(batch["y"].numpy())
+    return np.stack(x), np.concatenate(y)
+
+
+def linear(folder: Path) -> dict[str, float]:
+    """Accuracy of logistic regression on the moments of whole utterances, and of judging in the hard setting."""
+    data = ready(folder)
+    fold = data.split()[0]
+    x, y = moments(data._judged(data.frames, data.targets, fold.train))
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, y)
+    whole, hard = data.val_dataloader(), ready(folder, **HARD).val_dataloader()
+    return {"whole": model.score(*moments(whole)), "hard": model.score(*moments(hard))}
+
+
+def judged(level: str, root: Path | None, steps: int, *more: str) -> tuple[dict[str, dict[str, float]], float]:
+    """Test scores of a level, whole and hard, and the seconds of the fit: by the command line, as a user would."""
+    place = ["--data.root", str(root)] if root else []
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
+        run = Path(name, "run")
+        fold = ["--data.folds", str(FOLDS), "--trainer.max_steps", str(steps)]
+        start = time.perf_counter()
+        run_cli(["fit", "--config", str(CONFIGS / f"{level}.yaml"), "--run_dir", str(run), *place, *fold, *more])
+        seconds = time.perf_counter() - start
+        found = {}
+        for setting, options in {"whole": {}, "hard": HARD}.items():
+            flags = [part for key, value in options.items() for part in (f"--data.{key}", str(value))]
+            run_cli(["test", "--run_dir", str(run), *place, *flags])
+            found[setting] = json.loads((run / "scores.json").read_text())
+    return found, seconds
+
+
+def accuracy(root: Path | None, levels: list[str], steps: int = STEPS) -> None:
+    """Print accuracy, top-5 and equal error rate of levels and of logistic regression on the same held-out part."""
+    with empty_cache():
+        folder = SpeakerData(root=str(root) if root else None).locate()
+        folder = folder if (folder / "metadata.json").is_file() else folder / "Dataset"
+        data = ready(folder)
+        train, val = data.split()[0]
+        print(
+            f"\nAccuracy, {folder}: {len(data.speakers)} speakers, {len(train)} training utterances, {len(val)} held "
+            f"out (they choose the checkpoint); {steps} steps; hard: {HARD['judge_frames']} frames each, noise at "
+            f"{HARD['judge_snr']:g} dB"
+        )
+        titles = ("accuracy", "top-5", "EER", "hard", "top-5", "EER", "seconds")
+        print(f"  {'':<20} " + " ".join(f"{title:>8}" for title in titles))
+        start = time.perf_counter()
+        scores = linear(folder)
+        seconds = time.perf_counter() - start
+        print(
+            f"  {'linear, moments':<20} {scores['whole']:8.4f} {'':>17} {scores['hard']:8.4f} {'':>17} {seconds:8.0f}"
+        )
+        for level in levels:
+            found, seconds = judged(level, root, steps)
+            cells = [found[s][f"test/{key}"] for s in found for key in ("accuracy", "top5", "equal_error_rate")]
+            print(f"  {level:<20} " + " ".join(f"{cell:8.4f}" for cell in cells) + f" {seconds:8.0f}", flush=True)
