@@ -1,7 +1,9 @@
 """What the homeworks' LightningDataModules share: where the files lie, folds, and the facts a module must know."""
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -80,9 +82,12 @@ class HomeworkData(LightningDataModule, ABC):
         """Write a small generated set in the course's layout into `folder`; returns the files."""
 
     @classmethod
-    @abstractmethod
     def fetch(cls, folder: Path, edition: str | None = None) -> list[Path]:
         """Download what the course published into folder/<edition>; returns the files."""
+        raise DataError(
+            f"no checksum of {cls.homework}'s published files is known, so they are not fetched unseen; the addresses "
+            f"are in docs/{cls.homework}.md, their files belong into {folder}"
+        )
 
     @classmethod
     def prepare(cls, folder: Path, source: Path | None = None) -> list[Path]:
@@ -157,11 +162,13 @@ class HomeworkData(LightningDataModule, ABC):
         return []
 
     def _ways(self) -> str:
-        return (
-            f"Three ways to get them: put the course's files there by hand ({self.kaggle}); "
-            f"`leeml data fetch {self.homework}`; or `leeml data sample {self.homework}` for a small generated set. "
-            f"Data elsewhere: --data.root DIR or LEEML_DATA"
-        )
+        fetched = type(self).fetch.__func__ is not HomeworkData.fetch.__func__  # type: ignore[attr-defined]
+        ways = [
+            f"put the course's files there by hand ({self.kaggle})",
+            *([f"`leeml data fetch {self.homework}`"] if fetched else []),
+            f"`leeml data sample {self.homework}` for a small generated set",
+        ]
+        return f"Ways to get them: {'; '.join(ways)}. Data elsewhere: --data.root DIR or LEEML_DATA"
 
     def decide(self, predictions: np.ndarray) -> np.ndarray:
         """What the course asks for, from the module's predictions or a mean of several (classes from probabilities)."""
@@ -184,6 +191,21 @@ class HomeworkData(LightningDataModule, ABC):
     def model_facts(self) -> Facts | None:
         """The facts of a trained module, which the files at hand must fit."""
         return getattr(self.trainer and self.trainer.lightning_module, "facts", None)
+
+    def held_out(self, names: Iterable[str]) -> str:
+        """A digest of the names of what is held out, to be kept in the facts.
+
+        Raises:
+            DataError: the model at hand was trained with something else held out.
+        """
+        found = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        expected = self.model_facts()
+        if expected is not None and expected["held_out"] != found:
+            raise DataError(
+                f"{self.locate()}: other rows are held out here than in the run, which trained on some of them; keep "
+                "the run's training files and its settings of data.folds, data.fold, data.seed and data.split"
+            )
+        return found
 
     def chosen_folds(self) -> list[Fold]:
         """The folds this run trains on: the one named by `fold`, or all of them for a one-pass k-fold run."""

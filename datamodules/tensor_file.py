@@ -24,7 +24,7 @@ def read_tensor(path: Path, width: int) -> np.ndarray:
     try:
         x = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # RuntimeError, UnpicklingError, EOFError, OSError ..., by where it breaks
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+        if any(word in str(error).lower() for word in ("unsupported global", "unsupported class")):
             raise DataError(
                 f"{path}: holds Python objects, which may run code, and was not opened; expected a plain tensor, get "
                 "the file from its source again"

@@ -34,7 +34,8 @@ class HomeworkModule(LightningModule):
     which holds them: it predicts without the training data.
 
     Args:
-        optimizer: Called with the parameters; from YAML any class_path, such as SGD or AdamW.
+        optimizer: Called with the parameters; from YAML any class_path, such as SGD. Default: AdamW. (A class as a
+            default value would leave its own arguments, as weight decay, to the class that a config names instead.)
     """
 
     homework: ClassVar[str]
@@ -44,12 +45,11 @@ class HomeworkModule(LightningModule):
     members_in_one_pass: ClassVar[bool] = False
     """Whether all folds can be trained in one pass; if not, `leeml kfold` trains them one after the other."""
 
-    def __init__(self, optimizer: OptimizerCallable = torch.optim.AdamW) -> None:
+    def __init__(self, optimizer: OptimizerCallable | None = None) -> None:
         super().__init__()
-        self.new_optimizer = optimizer
+        self.new_optimizer: OptimizerCallable = optimizer or torch.optim.AdamW
         self.facts: dict[str, Any] | None = None
-        self._train_loss = torch.zeros(())
-        self._train_steps = 0
+        self._train_sums = torch.zeros(4)  # of this epoch so far: losses, steps, right answers, answers
 
     def build(self, facts: dict[str, Any]) -> None:
         """Create networks and metrics from what the data knows."""
@@ -103,22 +103,33 @@ class HomeworkModule(LightningModule):
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def track(self, loss: Tensor) -> Tensor:
-        """Add a step's loss to the epoch's mean, without waiting for the device; returns the loss."""
-        self._train_loss = self._train_loss.to(loss.device) + loss.detach()
-        self._train_steps += 1
+    def track(self, loss: Tensor, right: Tensor | None = None) -> Tensor:
+        """Add a step to the epoch's means, without waiting for the device; returns the loss.
+
+        Args:
+            loss: Of the step, ().
+            right: Which answers are right, bool of any shape; None: nothing is counted.
+        """
+        sums = [loss.detach().float(), loss.new_ones(()).float(), loss.new_zeros(2).float()]
+        if right is not None:
+            sums[2] = torch.stack((right.sum(), torch.full_like(right.sum(), right.numel()))).float()
+        self._train_sums = self._train_sums.to(loss.device) + torch.cat([part.view(-1) for part in sums])
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean training loss of the epoch."""
-        if self._train_steps:
-            self.log("train/loss", self._train_loss / self._train_steps, sync_dist=True, prog_bar=True)
-        self._train_loss, self._train_steps = torch.zeros_like(self._train_loss), 0
+        """Log the mean training loss of the epoch, and the share of right answers where they were counted."""
+        everywhere = self.trainer.strategy.reduce(self._train_sums, reduce_op="sum")
+        loss, steps, right, answers = everywhere.tolist()
+        if steps:
+            self.log("train/loss", loss / steps, rank_zero_only=True, prog_bar=True)
+        if answers:
+            self.log("train/accuracy", right / answers, rank_zero_only=True)
+        self._train_sums = torch.zeros_like(self._train_sums)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the facts in, so that the checkpoint is whole, and in the middle of an epoch the losses so far."""
+        """Put the facts in, so that the checkpoint is whole, and in the middle of an epoch the sums so far."""
         checkpoint["homework"], checkpoint["facts"] = self.homework, self.facts
-        checkpoint["train_loss"] = self._train_loss, self._train_steps
+        checkpoint["train_sums"] = self._train_sums
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build from the checkpoint's facts where the data has not told them.
@@ -131,4 +142,4 @@ class HomeworkModule(LightningModule):
             raise MisconfigurationException(f"this is a checkpoint of {found}, the model is of {self.homework}")
         if self.facts is None:
             self._use(checkpoint["facts"])
-        self._train_loss, self._train_steps = checkpoint.get("train_loss", (torch.zeros(()), 0))
+        self._train_sums = checkpoint.get("train_sums", torch.zeros(4))

@@ -104,7 +104,7 @@ class CovidRegressor(HomeworkModule):
 
     def __init__(
         self,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable | None = None,
         hidden: list[int] = [64],  # noqa: B006  (a tuple is not a YAML list)
         activation: Activation = "relu",
         dropout: float = 0.0,

@@ -30,7 +30,8 @@ class PhonemeClassifier(HomeworkModule):
     Args:
         optimizer: See HomeworkModule.
         net: Called with the width of the input; its `out` is what the linear layer after it sees. One whose forward
-            takes (x, mask) labels whole utterances and needs data.window null; others see windows (B, n, D).
+            takes (x, mask) labels whole utterances and needs data.window null; others see windows (B, n, D). Default:
+            WindowMLP.
         members: Networks trained side by side on the same batches, from other weights.
         dropout: Before the linear layer.
         label_smoothing: Share of the target spread evenly over all classes (Szegedy et al. 2016, arXiv 1512.00567).
@@ -46,8 +47,8 @@ class PhonemeClassifier(HomeworkModule):
 
     def __init__(
         self,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        net: Callable[..., nn.Module] = WindowMLP,
+        optimizer: OptimizerCallable | None = None,
+        net: Callable[..., nn.Module] | None = None,
         members: int = 1,
         dropout: float = 0.0,
         label_smoothing: float = 0.0,
@@ -63,7 +64,8 @@ class PhonemeClassifier(HomeworkModule):
             if not 0 <= value < 1:
                 raise MisconfigurationException(f"model.{name} is {value}: expected 0 or more, below 1")
         self.save_hyperparameters(ignore=["optimizer", "net", "augment"])
-        self.new_net, self.members, self.dropout = net, members, dropout
+        self.new_net: Callable[..., nn.Module] = net or WindowMLP
+        self.members, self.dropout = members, dropout
         self.label_smoothing, self.smoothing = label_smoothing, smoothing
         self.augment = nn.ModuleList(augment or [])
         self._shown: tuple[Tensor, Tensor, Tensor] | None = None
@@ -77,7 +79,7 @@ class PhonemeClassifier(HomeworkModule):
         if whole != (window is None):
             wanted = "null (this network labels whole utterances)" if whole else "a number of frames (it sees windows)"
             raise MisconfigurationException(
-                f"data.window is {window}, but model.net {type(nets[0]).__name__} needs {wanted}"
+                f"data.window is {window or 'null'}, but model.net {type(nets[0]).__name__} needs {wanted}"
             )
         if len(self.augment) and not whole:
             raise MisconfigurationException("model.augment is for whole utterances; it needs data.window null")
@@ -96,8 +98,6 @@ class PhonemeClassifier(HomeworkModule):
         self.test_metrics = self.val_metrics.clone("test/")
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.val_error, self.test_error = WordErrorRate(), WordErrorRate()
-        # validating means waiting for the device in every step
-        self.train_accuracy = MulticlassAccuracy(count, average="micro", validate_args=False)
         self.confusion = MulticlassConfusionMatrix(count, validate_args=False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -134,11 +134,9 @@ class PhonemeClassifier(HomeworkModule):
         losses = F.cross_entropy(
             scores.flatten(0, 1), every.flatten(), label_smoothing=self.label_smoothing, reduction="sum"
         )
-        self.train_accuracy.update(scores.flatten(0, 1), every.flatten())
-        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(y))
         # the members' sum is what is differentiated: each learns as if it were alone
         loss = self.global_mean(losses, len(y))
-        self.track(loss / self.members)
+        self.track(loss / self.members, scores.argmax(-1) == every)
         return loss
 
     # judging

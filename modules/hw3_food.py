@@ -44,8 +44,8 @@ class FoodClassifier(HomeworkModule):
 
     def __init__(
         self,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        net: Callable[..., nn.Module] = ResNet,
+        optimizer: OptimizerCallable | None = None,
+        net: Callable[..., nn.Module] | None = None,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -65,7 +65,7 @@ class FoodClassifier(HomeworkModule):
                 "alone, as in net: torchvision.models.efficientnet_b0"
             )
         self.save_hyperparameters(ignore=["optimizer", "net"])
-        self.new_net = net
+        self.new_net: Callable[..., nn.Module] = net or ResNet
         self.label_smoothing, self.mixup, self.cutmix = label_smoothing, mixup, cutmix
         self.pseudo_threshold, self.pseudo_weight = pseudo_threshold, pseudo_weight
         self._seen: list[tuple[Tensor, Tensor]] = []
@@ -90,8 +90,6 @@ class FoodClassifier(HomeworkModule):
         )
         self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
-        # validating means waiting for the device in every step
-        self.train_accuracy = MulticlassAccuracy(count, average="micro", validate_args=False)
         self.confusion = MulticlassConfusionMatrix(count, validate_args=False)
 
     def normalised(self, x: Tensor) -> Tensor:
@@ -120,10 +118,8 @@ class FoodClassifier(HomeworkModule):
         else:
             logits, extra = self.net(x), torch.zeros((), device=x.device)
         losses = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing, reduction="sum")
-        if not mixing:
-            self.train_accuracy.update(logits, y)
-            self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(y))
-        return self.track(self.global_mean(losses, len(y)) + self.pseudo_weight * extra)
+        right = None if mixing else logits.argmax(1) == y
+        return self.track(self.global_mean(losses, len(y)) + self.pseudo_weight * extra, right)
 
     def _pseudo_labelled(self, x: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Scores of the labelled images, and the FixMatch loss (eq. 4): the strong view must look like the weak one.

@@ -32,7 +32,8 @@ class SpeakerClassifier(HomeworkModule):
 
     Args:
         optimizer: See HomeworkModule.
-        net: Encoder of frames, called with the width of the input: (B, T, D), mask (B, T) -> (B, T, net.out).
+        net: Encoder of frames, called with the width of the input: (B, T, D), mask (B, T) -> (B, T, net.out). Default:
+            TransformerFrames.
         pooling: From frames to one vector: mean, max, statistics or attentive (see modules/nets/pooling.py).
         hidden: Width of a linear layer and ReLU after pooling, as in the course's sample; null: none.
         head: Called with the widths of embedding and output, such as MarginSoftmax; null: a linear layer.
@@ -49,8 +50,8 @@ class SpeakerClassifier(HomeworkModule):
 
     def __init__(
         self,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        net: Callable[..., nn.Module] = TransformerFrames,
+        optimizer: OptimizerCallable | None = None,
+        net: Callable[..., nn.Module] | None = None,
         pooling: Literal["mean", "max", "statistics", "attentive"] = "mean",
         hidden: int | None = None,
         head: Callable[[int, int], nn.Module] | None = None,  # ... would leave only the first argument to be given
@@ -67,7 +68,8 @@ class SpeakerClassifier(HomeworkModule):
             if not 0 <= value < 1:
                 raise MisconfigurationException(f"model.{name} is {value}: expected 0 or more, below 1")
         self.save_hyperparameters(ignore=["optimizer", "net", "head", "augment"])
-        self.new_net, self.pooling, self.hidden = net, pooling, hidden
+        self.new_net: Callable[..., nn.Module] = net or TransformerFrames
+        self.pooling, self.hidden = pooling, hidden
         self.new_head: Callable[[int, int], nn.Module] = head or nn.Linear
         self.members, self.dropout, self.label_smoothing = members, dropout, label_smoothing
         self.normalise, self.augment = normalise, nn.ModuleList(augment or [])
@@ -92,8 +94,6 @@ class SpeakerClassifier(HomeworkModule):
         self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.val_eer, self.test_eer = EqualErrorRate(), EqualErrorRate()
-        # validating means waiting for the device in every step
-        self.train_accuracy = MulticlassAccuracy(count, average="micro", validate_args=False)
 
     def prepared(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Frames as the networks see them, (B, T, D) -> (B, T, D)."""
@@ -120,15 +120,14 @@ class SpeakerClassifier(HomeworkModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy, with the head's margin if it has one; the mean over utterances and members."""
         y = batch["y"]
-        total = torch.zeros((), device=y.device)
+        total, right = torch.zeros((), device=y.device), []
         for head, e in zip(self.heads, self.embeddings(batch["x"], batch.get("mask")), strict=True):
             scores = head(e, y) if isinstance(head, MarginSoftmax) else head(e)
             total = total + F.cross_entropy(scores, y, label_smoothing=self.label_smoothing, reduction="sum")
-            self.train_accuracy.update(scores, y)
-        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(y))
+            right.append(scores.argmax(1) == y)
         # the members' sum is what is differentiated: each learns as if it were alone
         loss = self.global_mean(total, len(y))
-        self.track(loss / self.members)
+        self.track(loss / self.members, torch.stack(right))
         return loss
 
     # judging

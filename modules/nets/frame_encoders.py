@@ -32,7 +32,7 @@ class TransformerFrames(nn.Module):
         norm: Norm = "post",
         activation: Activation = "relu",
         positions: Positions = "none",
-        max_length: int = 2000,
+        max_length: int = 8192,
     ) -> None:
         super().__init__()
         self.prenet = nn.Linear(features, d_model)

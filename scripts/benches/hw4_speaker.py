@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import logging
 import math
 import os
@@ -37,6 +36,7 @@ from datamodules.speaker_folder import read_mel
 from modules.hw4_speaker import SpeakerClassifier
 from modules.nets.frame_encoders import TransformerFrames
 from scripts.bench import medians
+from scripts.summary import collect
 from scripts.train import run_cli
 
 CONFIGS = PROJECT / "configs" / "hw4_speaker"
@@ -92,7 +92,7 @@ class SampleRows(Dataset):
 def sample_collate(batch: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     """Padded with -20, log 10^-20 as the sample says."""
     mels, speakers = zip(*batch, strict=True)
-    return pad_sequence(mels, batch_first=True, padding_value=-20), torch.tensor(speakers)
+    return pad_sequence(list(mels), batch_first=True, padding_value=-20), torch.tensor(speakers)
 
 
 def sample_loader(data: SpeakerData, workers: int) -> DataLoader:
@@ -164,14 +164,14 @@ def our_steps(data: SpeakerData) -> float:
     assert data.facts is not None
     module.build(data.facts)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
-    batches = endless(data.train_dataloader())
+    batches, right = endless(data.train_dataloader()), torch.zeros((), dtype=torch.int64)
     start = time.perf_counter()
     for _ in range(ROUNDS):
         batch = next(batches)
         (e,) = module.embeddings(batch["x"], batch.get("mask"))
         scores = module.heads[0](e)
         F.cross_entropy(scores, batch["y"]).backward()
-        module.train_accuracy.update(scores, batch["y"])
+        right += (scores.argmax(1) == batch["y"]).sum()
         optimizer.step()
         optimizer.zero_grad()
     return time.perf_counter() - start
@@ -226,7 +226,7 @@ def pipeline(folder: Path, repeats: int) -> None:
     """Print utterances/s of the sample's loader and ours."""
     data, noisy = ready(folder), ready(folder, train_snr=(0.0, 30.0))
     train = len(data.split()[0].train)
-    parts = {
+    parts: dict[str, Callable[[], None]] = {
         "sample, 0 workers": partial(whole_epoch, sample_loader(data, 0)),
         "sample, 2 workers": partial(whole_epoch, sample_loader(data, 2)),
         "ours": partial(ours_as_floats, data.train_dataloader()),
@@ -348,20 +348,23 @@ def moments(loader: DataLoader) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(x), np.concatenate(y)
 
 
-def linear(folder: Path) -> dict[str, float]:
-    """Accuracy of logistic regression on the moments of whole utterances, and of judging in the hard setting."""
-    data = ready(folder)
-    fold = data.split()[0]
-    x, y = moments(data._judged(data.frames, data.targets, fold.train))
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, y)
-    whole, hard = data.val_dataloader(), ready(folder, **HARD).val_dataloader()
-    return {"whole": model.score(*moments(whole)), "hard": model.score(*moments(hard))}
+def linear(folder: Path) -> dict[str, dict[str, float]]:
+    """Accuracy of logistic regression on moments, by what it was trained on: whole and hard judging of each."""
+    settings = {"whole": ready(folder), "hard": ready(folder, **HARD)}
+    judged = {name: moments(data.val_dataloader()) for name, data in settings.items()}
+    found = {}
+    for name, data in settings.items():
+        x, y = moments(data._judged(data.frames, data.targets, data.split()[0].train))
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, y)
+        found[name] = {setting: float(model.score(*part)) for setting, part in judged.items()}
+    return found
 
 
 def judged(level: str, root: Path | None, steps: int, *more: str) -> tuple[dict[str, dict[str, float]], float]:
     """Test scores of a level, whole and hard, and the seconds of the fit: by the command line, as a user would."""
     place = ["--data.root", str(root)] if root else []
-    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
+    quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with tempfile.TemporaryDirectory() as name, quiet[0], quiet[1]:
         run = Path(name, "run")
         fold = ["--data.folds", str(FOLDS), "--trainer.max_steps", str(steps)]
         start = time.perf_counter()
@@ -370,13 +373,13 @@ def judged(level: str, root: Path | None, steps: int, *more: str) -> tuple[dict[
         found = {}
         for setting, options in {"whole": {}, "hard": HARD}.items():
             flags = [part for key, value in options.items() for part in (f"--data.{key}", str(value))]
-            run_cli(["test", "--run_dir", str(run), *place, *flags])
-            found[setting] = json.loads((run / "scores.json").read_text())
+            found[setting] = collect(run_cli(["test", "--run_dir", str(run), *place, *flags]))
     return found, seconds
 
 
 def accuracy(root: Path | None, levels: list[str], steps: int = STEPS) -> None:
     """Print accuracy, top-5 and equal error rate of levels and of logistic regression on the same held-out part."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with empty_cache():
         folder = SpeakerData(root=str(root) if root else None).locate()
         folder = folder if (folder / "metadata.json").is_file() else folder / "Dataset"
@@ -388,14 +391,14 @@ def accuracy(root: Path | None, levels: list[str], steps: int = STEPS) -> None:
             f"{HARD['judge_snr']:g} dB"
         )
         titles = ("accuracy", "top-5", "EER", "hard", "top-5", "EER", "seconds")
-        print(f"  {'':<20} " + " ".join(f"{title:>8}" for title in titles))
+        print(f"  {'':<22} " + " ".join(f"{title:>8}" for title in titles))
         start = time.perf_counter()
-        scores = linear(folder)
-        seconds = time.perf_counter() - start
-        print(
-            f"  {'linear, moments':<20} {scores['whole']:8.4f} {'':>17} {scores['hard']:8.4f} {'':>17} {seconds:8.0f}"
-        )
+        rows = linear(folder)
+        seconds = (time.perf_counter() - start) / len(rows)
+        for name, row in rows.items():
+            scores = f"{row['whole']:8.4f} {'':>17} {row['hard']:8.4f} {'':>17}"
+            print(f"  {f'linear, trained {name}':<22} {scores} {seconds:8.0f}")
         for level in levels:
             found, seconds = judged(level, root, steps)
             cells = [found[s][f"test/{key}"] for s in found for key in ("accuracy", "top5", "equal_error_rate")]
-            print(f"  {level:<20} " + " ".join(f"{cell:8.4f}" for cell in cells) + f" {seconds:8.0f}", flush=True)
+            print(f"  {level:<22} " + " ".join(f"{cell:8.4f}" for cell in cells) + f" {seconds:8.0f}", flush=True)

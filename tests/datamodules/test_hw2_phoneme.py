@@ -453,7 +453,7 @@ def test_what_differs_from_the_models_data_is_refused(tmp_path):
         with pytest.raises(DataError, match=r"data\.window is None, but the model was trained with 3"):
             again(stage, window=None)
     for changed in ({"folds": 3}, {"fold": 1}, {"seed": 1}):
-        with pytest.raises(DataError, match=r"other frames are held out here than in the run.*data\.seed"):
+        with pytest.raises(DataError, match=r"other rows are held out here than in the run.*data\.seed"):
             again("validate", **changed)
     # of a course's test part nothing is known but that its labels are the model's
     alone = write_set(tmp_path / "alone", [4], "test")

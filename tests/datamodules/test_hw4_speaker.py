@@ -280,7 +280,7 @@ def test_other_speakers_or_held_out_utterances_than_the_models_are_refused(folde
         with pytest.raises(DataError, match=rf"3 speakers are not the {len(other)} that the model was trained on"):
             speakers(folder, "test", facts=facts | {"classes": other})
     for options in ({"folds": 3}, {"fold": 1}, {"seed": 1}):
-        with pytest.raises(DataError, match="other utterances are held out") as caught:
+        with pytest.raises(DataError, match="are held out here than in the run") as caught:
             speakers(folder, "test", facts=facts, **options)
         assert "\n" not in str(caught.value)
 

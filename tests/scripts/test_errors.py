@@ -61,7 +61,7 @@ def test_no_data_names_the_three_ways_to_get_it(fit, tmp_path, flag):
     where.mkdir()
     flags = [flag, where] if flag else []
     ways = ["ml2022spring-hw1", "leeml data fetch hw1_covid", "leeml data sample hw1_covid"]
-    fails(tmp_path, *fit, *flags, says=[str(where if flag else tmp_path / "no_data"), "Three ways", *ways])
+    fails(tmp_path, *fit, *flags, says=[str(where if flag else tmp_path / "no_data"), "Ways to get them", *ways])
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
