@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import inspect
 import io
 import itertools
 import json
@@ -277,6 +278,22 @@ def test_print_config_shows_what_would_be_run():
     config = yaml.safe_load(works(*args).out)
     assert config["model"]["class_path"].endswith("CovidRegressor")
     assert config["data"]["init_args"]["batch_size"] == 7
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_a_named_class_keeps_no_argument_of_another(config):
+    """An Adam that took over AdamW's weight decay would be another optimizer than the config's."""
+    said = yaml.safe_load(config.read_text())["model"]["init_args"]
+    resolved = yaml.safe_load(works("fit", "--print_config", "--config", config).out)["model"]["init_args"]
+    named = [name for name, value in said.items() if isinstance(value, dict) and "class_path" in value]
+    assert "optimizer" in named
+    for name in named:
+        module, _, attribute = resolved[name]["class_path"].rpartition(".")
+        parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
+        for key, value in resolved[name].get("init_args", {}).items():
+            if key not in said[name].get("init_args", {}):
+                default = parameters[key].default
+                assert value == (list(default) if isinstance(default, tuple) else default), f"{name}.{key}"
 
 
 # README
