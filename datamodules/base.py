@@ -203,7 +203,7 @@ class HomeworkData(LightningDataModule, ABC):
         if expected is not None and expected["held_out"] != found:
             raise DataError(
                 f"{self.locate()}: other rows are held out here than in the run, which trained on some of them; keep "
-                "the run's training files and its settings of data.folds, data.fold, data.seed and data.split"
+                "the run's training files, data.folds, data.fold and data.seed (and data.split where there is one)"
             )
         return found
 

@@ -154,7 +154,7 @@ class LeemlCLI(LightningCLI):
             loggers = [RunCSVLogger(self.run.path), *extra]
         else:
             loggers = False
-        always = [Figures(), RunProgress()]
+        always = [Figures(), *([RunProgress()] if given.get("enable_progress_bar") is not False else [])]
         if fit:
             always += [RunRecord(self.run, self.saved_config()), *([LearningRateMonitor("step")] if loggers else [])]
             plugins = given.get("plugins") or []

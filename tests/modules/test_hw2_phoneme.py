@@ -322,7 +322,7 @@ def test_wrong_options(options, says):
     ("net", "window", "options", "says"),
     [
         (Small, 3, {}, "data.window is 3, but model.net Recurrent needs null"),
-        (WindowMLP, None, {}, "data.window is None, but model.net WindowMLP needs a number of frames"),
+        (WindowMLP, None, {}, "data.window is null, but model.net WindowMLP needs a number of frames"),
         (WindowMLP, 3, {"augment": [SpecAugment()]}, "model.augment .* needs data.window null"),
     ],
 )
