@@ -1,6 +1,7 @@
 """torch.compile for any module, from a config."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 from torchmetrics import Metric, MetricCollection
 
 
@@ -17,5 +18,7 @@ class Compiled(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compile once the networks are built and on their device."""
         for child in pl_module.children():
-            if not isinstance(child, Metric | MetricCollection):
-                child.compile(mode=self.mode)
+            # a list of networks is never called itself
+            for part in child if isinstance(child, nn.ModuleList) else [child]:
+                if not isinstance(part, Metric | MetricCollection):
+                    part.compile(mode=self.mode)

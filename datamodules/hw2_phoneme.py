@@ -96,9 +96,9 @@ class PhonemeData(HomeworkData):
         window: Frames that the network sees at once to name the one in their middle, odd; null: whole utterances.
         split: What is held out together: utterance (as the course) or speaker. Default: speaker where they are known.
             Of TIMIT-11, whose utterances are not marked, a stretch of frames is held out, and its neighbours left out.
-        batch_size: Frames of one optimizer step over all ranks together; of whole utterances, with their padding (an
-            utterance a rank is always taken).
-        precision: Of the frames in memory and in the map.
+        batch_size: Frames of one optimizer step over all ranks together; of whole utterances, with their padding, and
+            never less than 2 w - 1 times the longest, with w ranks.
+        precision: Of the frames in the map; TIMIT-11 is read as it is.
     """
 
     homework: ClassVar[str] = "hw2_phoneme"
@@ -157,6 +157,10 @@ class PhonemeData(HomeworkData):
             )
         source = archives[0]
         if source.is_file() and _holds_course_files(source):
+            if (split, phones) != ("train", 39):
+                raise DataError(
+                    f"{source}: holds course files, which are only unpacked; leave out --split and --phones"
+                )
             unpack(source, folder / source.stem)
             return [folder / source.stem]
         return libriphone.prepare_recordings(source, folder / "prepared", split, phones)
@@ -166,7 +170,7 @@ class PhonemeData(HomeworkData):
         folder = _home(self.locate())
         assert folder is not None
         expected = self.model_facts()
-        timit = (folder / "train_11.npy").is_file()
+        timit = any((folder / f"{part}_11.npy").is_file() for part in ("train", "test"))
         if timit and (self.window is None or self.window > TIMIT_FRAMES):
             raise DataError(
                 f"{folder}: TIMIT-11 holds windows of {TIMIT_FRAMES} frames and no whole utterances; set data.window "
@@ -210,7 +214,7 @@ class PhonemeData(HomeworkData):
         self.frames = packed = pack(part.files, libriphone.read_features, self.precision)
         libriphone.check_lengths(part, packed.lengths.tolist())
         self.targets = torch.from_numpy(np.concatenate(part.labels))
-        self.names = names or [str(number) for number in range(int(self.targets.max()) + 1)]
+        self.names = names or [str(number) for number in range(CLASSES)]
 
     def _open_timit(self, folder: Path) -> None:
         files = libriphone.read_timit11(folder)
@@ -218,7 +222,7 @@ class PhonemeData(HomeworkData):
 
     def _open_test(self, folder: Path, timit: bool, expected: Facts | None) -> None:
         if timit:
-            self.test = libriphone.read_timit11(folder).test
+            self.test = libriphone.read_windows(folder / "test_11.npy")
             return
         names = libriphone.read_phones(folder)
         if expected is not None and names is not None and names != expected["classes"]:
@@ -391,7 +395,9 @@ def _home(folder: Path) -> Path | None:
     """The folder itself or a usual folder inside it, where files of one of the layouts lie."""
     inside = ("libriphone", "timit_11", "libriphone/libriphone", "timit_11/timit_11")  # the last two by Kaggle's zips
     for place in (folder, *(folder / name for name in inside)):
-        if any((place / name).is_file() for name in ("train_split.txt", "test_split.txt", "train_11.npy")):
+        if any(
+            (place / name).is_file() for name in ("train_split.txt", "test_split.txt", "train_11.npy", "test_11.npy")
+        ):
             return place
     return None
 

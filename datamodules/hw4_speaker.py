@@ -48,7 +48,7 @@ class Crops(Dataset):
         if epoch is None:
             return np.full(len(self.packed), 0.5)
         if self.places[0] != epoch:
-            self.places = epoch, np.random.default_rng((self.seed, epoch)).random(len(self.packed))
+            self.places = epoch, np.random.default_rng((self.seed, epoch, 1)).random(len(self.packed))
         return self.places[1]
 
     def __getitem__(self, index: tuple[int, Tensor, Tensor] | Tensor) -> dict[str, Tensor]:
@@ -75,7 +75,7 @@ class Crops(Dataset):
         assert self.snr is not None
         x = x.clone()
         for part, frames, row in zip(x, length.tolist(), rows.tolist(), strict=True):
-            rng = np.random.default_rng((self.seed, epoch + 1, row))
+            rng = np.random.default_rng((self.seed, epoch + 1, 2, row))
             part[:frames] = torch.from_numpy(add_noise(part[:frames].numpy(), rng.uniform(*self.snr), rng))
         return x
 
@@ -90,11 +90,13 @@ class SpeakerData(HomeworkData):
 
     Args:
         folds: Number of parts the utterances are cut into, those of each speaker evenly.
-        segment: Frames of a training stretch, of 10 ms each; null: whole utterances.
+        segment: Frames of a training stretch, of 10 ms each.
         batch_size: Utterances of one optimizer step, over all ranks together.
         train_snr: Lowest and highest signal-to-noise ratio, in decibels, of noise added in training; null: none.
         judge_frames: Judge, in validation and test, only so many frames in the middle (100: a second); null: all.
         judge_snr: Judge with noise of this signal-to-noise ratio; null: none.
+        workers: Processes that make the training batches; 0 is the training process itself. Some are worth it beside a
+            GPU, where noise is added.
         precision: Of the frames in the map.
     """
 
@@ -110,21 +112,25 @@ class SpeakerData(HomeworkData):
         folds: int = 10,
         fold: int = 0,
         seed: int = 0,
-        segment: int | None = 128,
+        segment: int = 128,
         batch_size: int = 32,
         train_snr: tuple[float, float] | None = None,
         judge_frames: int | None = None,
         judge_snr: float | None = None,
+        workers: int = 0,
         precision: Precision = "float16",
     ) -> None:
         super().__init__(root, dir, edition, folds, fold, seed)
         for name, value in {"segment": segment, "batch_size": batch_size, "judge_frames": judge_frames}.items():
             if value is not None and value < 1:
                 raise DataError(f"data.{name} is {value}: expected at least 1")
+        if workers < 0:
+            raise DataError(f"data.workers is {workers}: expected 0 or more")
         if train_snr is not None and train_snr[0] > train_snr[1]:
             raise DataError(f"data.train_snr is {list(train_snr)}: expected the lower ratio first")
         self.segment, self.batch_size, self.train_snr = segment, batch_size, train_snr
-        self.judge_frames, self.judge_snr, self.precision = judge_frames, judge_snr, precision
+        self.judge_frames, self.judge_snr = judge_frames, judge_snr
+        self.workers, self.precision = workers, precision
         self.frames: Packed
         self.speakers: list[str] = []
         self.files: list[Path] = []
@@ -158,7 +164,7 @@ class SpeakerData(HomeworkData):
         expected = self.model_facts()
         known = expected["classes"] if expected is not None else None
         if stage in ("test", "predict") and (folder / "testdata.json").is_file():
-            self._open_test(folder, known)
+            self._open_test(folder, known, stage)
         if stage == "predict" or (stage == "test" and self.test_targets is not None):
             if not self.test_names:
                 raise DataError(
@@ -183,15 +189,17 @@ class SpeakerData(HomeworkData):
             "held_out": self.held_out(self.files[row].name for row in val),
         }
         if stage == "fit":
-            short = int((self.frames.lengths[train] < self.segment).sum()) if self.segment else 0
+            short = int((self.frames.lengths[train] < self.segment).sum())
             padded = f" ({short} of them shorter than data.segment = {self.segment}: padded)" if short else ""
             rank_zero_info(
                 f"{folder}: {len(train)} utterances of {len(self.speakers)} speakers to train on{padded}, {len(val)} "
                 "held out"
             )
 
-    def _open_test(self, folder: Path, known: list[str] | None) -> None:
+    def _open_test(self, folder: Path, known: list[str] | None, stage: str) -> None:
         found = speaker_folder.read_test(folder)
+        if stage == "test" and (found.speakers is None or known is None):
+            return  # it cannot be scored, so it is not opened
         self.test = pack(found.files, speaker_folder.read_mel, self.precision)
         speaker_folder.check_lengths(found, self.test.lengths)
         self.test_names = found.names
@@ -230,7 +238,7 @@ class SpeakerData(HomeworkData):
         rank, world = self.rank()
         data = Crops(self.frames, self.targets, self.segment, self.train_snr, self.seed)
         rows = EpochBatchSampler([self.chosen_folds()[0].train], self.batch_size, self.seed, rank, world)
-        return ResumableLoader(data, rows)
+        return ResumableLoader(data, rows, num_workers=self.workers, persistent_workers=self.workers > 0)
 
     def val_dataloader(self) -> DataLoader:
         """The utterances held out."""
@@ -249,6 +257,10 @@ class SpeakerData(HomeworkData):
     def _judged(self, packed: Packed, labels: Tensor | None, chosen: np.ndarray) -> DataLoader:
         """Every one of the chosen utterances once, shared out over ranks; without labels (predict) as it is."""
         rank, world = self.rank()
+        if 0 < len(chosen) < world:
+            raise DataError(
+                f"{len(chosen)} utterances to judge cannot be shared out over {world} processes; start fewer"
+            )
         chosen = chosen[rank::world]
         frames, snr = (None, None) if labels is None else (self.judge_frames, self.judge_snr)
         buckets = length_buckets(packed.lengths[chosen], JUDGED) if len(chosen) else []

@@ -209,7 +209,7 @@ def read_timit11(folder: Path) -> Timit11:
     Raises:
         DataError: a file is missing, holds objects, or has not the expected shape, ids 0 to 38 or finite numbers.
     """
-    train, test = (_windows_file(folder / f"{part}_11.npy") for part in ("train", "test"))
+    train, test = (read_windows(folder / f"{part}_11.npy") for part in ("train", "test"))
     path = folder / "train_label_11.npy"
     raw = _npy(path)
     try:
@@ -233,7 +233,12 @@ def _npy(path: Path) -> np.ndarray:
         raise DataError(f"{path}: cannot be read as a .npy file of plain numbers; unpack timit_11 again") from None
 
 
-def _windows_file(path: Path) -> np.ndarray:
+def read_windows(path: Path) -> np.ndarray:
+    """Rows (N, 429) of TIMIT-11 as a memory map; every value is looked at, little stays in memory.
+
+    Raises:
+        DataError: the file is missing, holds objects, or has not the expected shape or finite numbers.
+    """
     rows = _npy(path)
     width = TIMIT_FRAMES * WIDTH
     if rows.ndim != 2 or rows.shape[1] != width or not len(rows) or rows.dtype.kind != "f":

@@ -82,8 +82,8 @@ def length_buckets(
 
     Args:
         lengths: Frames of each sequence, (U,).
-        max_frames: Of a batch over all ranks, sequences x the longest of them; one of the longest sequences a rank
-            is always allowed.
+        max_frames: Of a batch over all ranks, sequences x the longest of them; room for 2 w - 1 of the
+            longest one is always there, with w ranks.
         seed, epoch: Of the order.
         rank, world_size: This process and the number of them.
 

@@ -202,7 +202,7 @@ def _read_list(path: Path, key: str) -> tuple[dict[str, Any], list[_Entry]]:
         of = f" of {speaker}" if speaker else ""
         if not isinstance(entries, list) or not entries:
             raise DataError(
-                f"{path}: speaker{of} has no utterances; add some, or take the speaker out there and in mapping.json"
+                f"{path}: no utterances{of}; add some, or take the speaker out there and in mapping.json"
             )
         for number, fields in enumerate(entries):
             place = f"utterance {number}{of}"  # counted as in the file, from 0

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+from modules.nets.conformer import MaskedBatchNorm
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, MaskedBatchNorm)
 
 
 def split_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -21,7 +23,7 @@ def split_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
         parameter
         for part in module.modules()
         for name, parameter in part.named_parameters(recurse=False)
-        if isinstance(part, NORMS) or name.split("_")[0] == "bias"
+        if isinstance(part, NORMS) or "bias" in name.split("_")
     }
     parameters = list(module.parameters())
     return [p for p in parameters if p not in free], [p for p in parameters if p in free]

@@ -125,7 +125,7 @@ class SpeakerClassifier(HomeworkModule):
             scores = head(e, y) if isinstance(head, MarginSoftmax) else head(e)
             total = total + F.cross_entropy(scores, y, label_smoothing=self.label_smoothing, reduction="sum")
             right.append(scores.argmax(1) == y)
-        # the members' sum is what is differentiated: each learns as if it were alone
+        # the members' sum is what is differentiated: each learns as if alone, but that clipping sees them together
         loss = self.global_mean(total, len(y))
         self.track(loss / self.members, torch.stack(right))
         return loss

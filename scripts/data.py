@@ -72,7 +72,7 @@ def main(args: list[str]) -> int:
         parser.add_argument("--edition", help="2021, 2022 or 2023 (default: all)")
     if verb == "prepare":
         parser.add_argument("--source", type=Path, help="file or folder with the raw data (default: the data folder)")
-        if named := next((arg for arg in args[2:] if arg in homeworks()), None):
+        if named := next((arg for arg in args[2:] if not arg.startswith("-")), None):
             add_options(parser, data_class(named).prepare)
     own = parser.parse_intermixed_args(args[2:])  # the folder may come after the flags
     cls = data_class(own.homework)

@@ -75,7 +75,8 @@ def main(args: list[str]) -> int:
         held.append(predict_rows(cli, cli.datamodule.val_dataloader()))
         try:
             cli.datamodule.setup("predict")
-            test.append(predict_rows(cli, cli.datamodule.predict_dataloader())[1])
+            rows, predicted = predict_rows(cli, cli.datamodule.predict_dataloader())
+            test.append(predicted[rows.argsort()])
         except DataError as error:  # what the folds have learned is not thrown away for it
             no_test = error
     if cli.trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -22,7 +22,8 @@ class VocalTract(nn.Module):
 
     The 13 coefficients are the cosine transform of a log spectrum over mel bands; the spectrum is brought back, read
     at frequencies multiplied by a factor of the utterance's own, and transformed again. All of it is linear, so one
-    matrix does for coefficients and deltas. What was lost in 13 coefficients is lost here too.
+    matrix does for coefficients and deltas (nearly: each was normalised by its own deviation, of which those of the
+    coefficients are taken). What was lost in 13 coefficients is lost here too.
 
     Args:
         warp: Factors are drawn evenly from 1 - warp to 1 + warp.
@@ -30,6 +31,8 @@ class VocalTract(nn.Module):
 
     analysis: Tensor
     synthesis: Tensor
+    mels: Tensor
+    centres: Tensor
 
     def __init__(self, warp: float = 0.15) -> None:
         super().__init__()
@@ -39,6 +42,10 @@ class VocalTract(nn.Module):
         cosines = (order.unsqueeze(1) * place).cos() * math.sqrt(2 / BANDS)
         cosines[0] /= math.sqrt(2)
         size = (1 + LIFTER / 2 * (math.pi * order / LIFTER).sin()) / torch.tensor(DEVIATIONS, dtype=torch.float64)
+        lowest, highest = _mel(torch.tensor([LOWEST, HIGHEST])).tolist()
+        mels = torch.linspace(lowest, highest, BANDS + 2)
+        self.register_buffer("mels", mels, persistent=False)
+        self.register_buffer("centres", 700 * ((mels[1:-1] / 1127).exp() - 1), persistent=False)
         self.register_buffer("analysis", (size.unsqueeze(1) * cosines).float(), persistent=False)
         self.register_buffer("synthesis", (cosines / size.unsqueeze(1)).float(), persistent=False)
 
@@ -51,9 +58,7 @@ class VocalTract(nn.Module):
 
     def matrices(self, factors: Tensor) -> Tensor:
         """What to multiply a frame's 13 coefficients with for each factor, (B,) -> (B, 13, 13)."""
-        ends = _mel(torch.tensor([LOWEST, HIGHEST], device=factors.device))
-        mels = torch.linspace(float(ends[0]), float(ends[1]), BANDS + 2, device=factors.device)
-        centres = 700 * ((mels[1:-1] / 1127).exp() - 1)
+        mels, centres = self.mels, self.centres
         factors = factors.unsqueeze(1)
         knee = KNEE * factors.clamp(max=1) / factors
         slope = (RATE / 2 - factors * knee) / (RATE / 2 - knee)

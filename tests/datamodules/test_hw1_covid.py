@@ -678,7 +678,7 @@ def test_where_files_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with pytest.raises(DataError, match=match):
             found(**options)
 
-    ways = "Ways to get them.*by hand.*leeml data fetch hw1_covid.*leeml data sample hw1_covid.*--data.root DIR or LEEML_DATA"
+    ways = "Ways to get them.*by hand.*data fetch hw1_covid.*data sample hw1_covid.*--data.root DIR or LEEML_DATA"
     refused(f"^{re.escape(str(home))}: no hw1_covid files found. {ways}")
     home.mkdir()
     (home / "notes.txt").touch()

@@ -415,7 +415,7 @@ def test_other_classes_or_other_held_out_images_than_the_models_are_refused(fold
         other.setup("test")
     changed = FoodData(dir=str(folder), image_size=SIZE, folds=3)
     changed.trainer = trained_on(data)
-    with pytest.raises(DataError, match="other images are held out"):
+    with pytest.raises(DataError, match="other rows are held out"):
         changed.setup("test")
 
 

@@ -219,9 +219,9 @@ def test_noise_when_judging_is_the_same_every_time_and_of_each_utterance_its_own
 
 
 def test_noise_in_training_is_new_every_epoch_and_the_same_for_any_batch(folder):
-    base = by_row(epoch_of(speakers(folder, train_snr=(0, 20), segment=None)))
-    same = by_row(epoch_of(speakers(folder, train_snr=(0, 20), segment=None, batch_size=3)))
-    other = by_row(epoch_of(speakers(folder, train_snr=(0, 20), segment=None), 1))
+    base = by_row(epoch_of(speakers(folder, train_snr=(0, 20), segment=10_000)))
+    same = by_row(epoch_of(speakers(folder, train_snr=(0, 20), segment=10_000, batch_size=3)))
+    other = by_row(epoch_of(speakers(folder, train_snr=(0, 20), segment=10_000), 1))
     assert all(torch.equal(base[row], same[row]) for row in base)
     assert all(base[row].ne(other[row]).any() for row in base)
 

@@ -166,7 +166,7 @@ class TestRead:
             (lambda c: c.pop("speakers") and None, 'no "speakers"; expected each id with its utterances'),
             (lambda c: c.update(speakers={}), 'no "speakers"'),
             (lambda c: c.update(speakers=[1]), 'no "speakers"'),
-            (lambda c: c["speakers"].update(bob=[]), "speaker of bob has no utterances|speaker bob has no utterances"),
+            (lambda c: c["speakers"].update(bob=[]), "no utterances of bob"),
             (lambda c: c["speakers"].update(bob=[3]), 'utterance 0 of bob has no "feature_path"'),
             (lambda c: c["speakers"]["ann"][1].update(feature_path=7), 'utterance 1 of ann has no "feature_path"'),
             (lambda c: c.update(n_mels=80), "n_mels is 80; expected 40, make the features anew"),

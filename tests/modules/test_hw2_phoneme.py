@@ -4,7 +4,9 @@ import functools
 import io
 import itertools
 
+import numpy as np
 import pytest
+import scipy
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from modules.hw2_phoneme import PhonemeClassifier, phones, spectrum
 from modules.nets.frame_encoders import ConformerFrames, TransformerFrames
 from modules.nets.recurrent import Recurrent
 from modules.nets.spec_augment import SpecAugment
+from modules.nets.vocal_tract import DEVIATIONS
 from modules.nets.window_mlp import WindowMLP
 
 FEATURES, CLASSES, SILENCE = 5, 4, 2
@@ -252,17 +255,17 @@ def test_metrics_by_hand(said, cut, window):
         parts.append((torch.cat([answer[:, None].float(), torch.zeros(len(pairs), FEATURES - 1)], 1), true))
     for start in range(0, len(parts), cut):
         group = parts[start : start + cut]
-        module.validation_step(flat(group, window) if window else padded(group, 1), 0)
+        module.test_step(flat(group, window) if window else padded(group, 1), 0)
     every = [pair for pairs in said for pair in pairs]
     right = [true == answer for true, answer in every]
-    assert module.val_metrics["accuracy"].compute().item() == pytest.approx(sum(right) / len(right))
+    assert module.test_metrics["accuracy"].compute().item() == pytest.approx(sum(right) / len(right))
     heard = [true == answer for true, answer in every if true != SILENCE]
     if heard:
-        found = module.val_metrics["accuracy_without_silence"].compute().item()
+        found = module.test_metrics["accuracy_without_silence"].compute().item()
         assert found == pytest.approx(sum(heard) / len(heard))
     true, answers = ([collapsed([pair[k] for pair in pairs]) for pairs in said] for k in (0, 1))
     error = sum(map(edits, answers, true)) / sum(map(len, true))
-    assert module.val_error.compute().item() == pytest.approx(error)
+    assert module.error.compute().item() == pytest.approx(error)
     matrix = module.confusion.compute()
     for a, b in itertools.product(range(CLASSES), repeat=2):
         assert matrix[a, b] == every.count((a, b))
@@ -373,7 +376,6 @@ def test_it_learns(trained):
     found = {name: value.item() for name, value in trainer.callback_metrics.items()}
     assert found["val/accuracy"] > chance + 0.3
     assert found["train/accuracy"] > chance + 0.3
-    assert found["val/phone_error_rate"] < 0.7
 
 
 def test_metrics_are_those_of_the_whole_held_out_set(trained):
@@ -425,11 +427,10 @@ def test_a_rank_without_utterances_takes_part(monkeypatch):
 
 
 def test_spectrum_undoes_the_cosine_transform():
-    """A spectrum of few cosines, transformed by the definition (DCT-II), comes back up to a factor."""
-    bands = torch.arange(23).double()
-    smooth = torch.stack([torch.cos(torch.pi * k * (bands + 0.5) / 23) for k in (1, 4, 12)])
-    cepstra = torch.stack([
-        (smooth * torch.cos(torch.pi * k * (bands + 0.5) / 23)).sum(1) * 2 / 23 for k in range(13)
-    ], 1)  # fmt: skip
-    x = torch.cat([cepstra, torch.randn(3, 26).double()], 1).float()  # the deltas play no part
-    torch.testing.assert_close(spectrum(x), smooth.float(), atol=1e-5, rtol=1e-5)
+    """A spectrum of few cosines, as Kaldi's definition makes liftered MFCCs of it, normalised, comes back."""
+    bands = np.arange(23)
+    smooth = np.stack([np.cos(np.pi * k * (bands + 0.5) / 23) for k in (1, 4, 12)])
+    lifter = 1 + 11 * np.sin(np.pi * np.arange(13) / 22)
+    cepstra = scipy.fft.dct(smooth, norm="ortho")[:, :13] * lifter / np.array(DEVIATIONS)
+    x = torch.from_numpy(np.concatenate([cepstra, np.ones((3, 26))], 1)).float()  # the deltas play no part
+    torch.testing.assert_close(spectrum(x), torch.from_numpy(smooth).float(), atol=1e-5, rtol=1e-5)

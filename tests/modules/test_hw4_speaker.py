@@ -13,9 +13,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn import functional as F
 
+from callbacks.compiled import Compiled
 from datamodules.base import PROJECT
 from datamodules.hw4_speaker import SpeakerData
 from datamodules.sample import write_speakers
+from modules.base import split_decay
 from modules.hw4_speaker import SpeakerClassifier
 from modules.nets.frame_encoders import ConformerFrames, TransformerFrames
 from modules.nets.margin import MarginSoftmax
@@ -335,3 +337,23 @@ def test_a_network_without_attention_can_be_drawn():
     module = classifier(net=ENCODERS["gru"]).eval()
     module.validation_step(stretches(), 0)
     assert module.draw().keys() == {"most_confused"}
+
+
+def test_decay_reaches_no_bias_or_norm_of_attention_and_convolution():
+    module = classifier()
+    module.nets[0].encoder = ConformerFrames(5, 8, 2, 16, relative=True)
+    _, free = split_decay(module)
+    names = {id(p): n for n, p in module.named_parameters()}
+    found = {names[id(p)] for p in free}
+    expected = {n for n in names.values() if "bias" in n.split(".")[-1] or "norm" in n.lower()}
+    expected |= {n for n in names.values() if n.endswith(("feed_forward1.0.weight", "feed_forward2.0.weight"))}
+    assert found == expected
+    assert any(n.endswith("in_proj_bias") for n in found)
+    assert any(n.endswith("position_bias") for n in found)
+
+
+def test_every_network_of_a_list_is_compiled():
+    module = classifier(members=2)
+    Compiled().on_fit_start(None, module)
+    assert all(net._compiled_call_impl is not None for net in module.nets)
+    assert all(head._compiled_call_impl is not None for head in module.heads)
