@@ -201,9 +201,7 @@ def _read_list(path: Path, key: str) -> tuple[dict[str, Any], list[_Entry]]:
     for speaker, entries in groups.items():
         of = f" of {speaker}" if speaker else ""
         if not isinstance(entries, list) or not entries:
-            raise DataError(
-                f"{path}: no utterances{of}; add some, or take the speaker out there and in mapping.json"
-            )
+            raise DataError(f"{path}: no utterances{of}; add some, or take the speaker out there and in mapping.json")
         for number, fields in enumerate(entries):
             place = f"utterance {number}{of}"  # counted as in the file, from 0
             name = fields.get("feature_path") if isinstance(fields, dict) else None
