@@ -231,7 +231,7 @@ def test_a_config_that_is_none(tmp_path, text, says):
         ("--bogus 3", ["--bogus", "no such flag"]),
         ("medium", ["medium", "flags begin with --"]),
         ("--model CovidRegresor", ["no class 'CovidRegresor'", "did you mean CovidRegressor?"]),
-        ("--model.optimizer SDG", ["model.optimizer", "no class 'SDG'", "did you mean SGD?"]),
+        ("--model.optimizer SDG", ["model.optimizer", "no class or function 'SDG'", "did you mean SGD?"]),
         ("--data.batch_size x", ["data.batch_size", "expected a whole number, found x"]),
         ("--data.split nope", ["data.split", "'random'", "'grouped'", "found nope"]),
         ("--model.activation nope", ["model.activation", "'relu'", "found nope"]),
