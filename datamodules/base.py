@@ -211,3 +211,18 @@ class HomeworkData(LightningDataModule, ABC):
         """The folds this run trains on: the one named by `fold`, or all of them for a one-pass k-fold run."""
         folds = self.split()
         return folds if self.fold is None else [folds[self.fold]]
+
+
+class ClassifierData(HomeworkData):
+    """A homework whose module predicts class probabilities, judged by accuracy."""
+
+    score_name: ClassVar[str] = "accuracy"
+
+    def decide(self, predictions: np.ndarray) -> np.ndarray:
+        """The likeliest class (N,) for probabilities (N, C)."""
+        return predictions.argmax(1)
+
+    @staticmethod
+    def score(true: np.ndarray, predicted: np.ndarray) -> float:
+        """Share of classes that are right."""
+        return float(np.mean(true == predicted))

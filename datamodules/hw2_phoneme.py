@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules import libriphone
-from datamodules.base import Facts, Fold, HomeworkData
+from datamodules.base import ClassifierData, Facts, Fold
 from datamodules.download import unpack
 from datamodules.errors import DataError
 from datamodules.libriphone import TIMIT_FRAMES, WIDTH, Part, Split
@@ -37,13 +37,14 @@ class Windows(Dataset):
     def __init__(self, packed: Packed, labels: Tensor | None, window: int, device: torch.device) -> None:
         # on a GPU the frames themselves are small (206 MB for LibriPhone), and gathering there costs next to nothing
         self.frames, self.offsets = packed.frames.to(device), packed.offsets.to(device)
+        self.ends = packed.offsets.tolist()  # the same numbers, for which nobody waits
         self.labels = None if labels is None else labels.to(device)
         self.window = window
 
     def __getitem__(self, index: tuple[int, Tensor, Tensor] | Tensor) -> dict[str, Tensor]:
         if isinstance(index, tuple):
             return self._gather(index[1][0].contiguous().to(self.offsets.device))  # a rank's share has gaps
-        spans = [torch.arange(*self.offsets[u : u + 2].tolist(), device=self.offsets.device) for u in index.tolist()]
+        spans = [torch.arange(self.ends[u], self.ends[u + 1], device=self.offsets.device) for u in index.tolist()]
         lengths = torch.tensor([len(span) for span in spans])
         return self._gather(torch.cat(spans)) | {"lengths": lengths}
 
@@ -75,8 +76,8 @@ class Utterances(Dataset):
         self.frames, self.offsets = packed.frames.to(device), packed.offsets.to(device)
         self.labels = None if labels is None else labels.to(device)
 
-    def __getitem__(self, index: tuple[int, Tensor] | Tensor) -> dict[str, Tensor]:
-        utterances = (index[1] if isinstance(index, tuple) else index).to(self.offsets.device)
+    def __getitem__(self, utterances: Tensor) -> dict[str, Tensor]:
+        utterances = utterances.to(self.offsets.device)
         first, last = self.offsets[utterances, None], self.offsets[utterances + 1, None] - 1
         place = first + torch.arange(int((last - first).max()) + 1, device=first.device)
         mask, row = place <= last, torch.minimum(place, last)
@@ -85,7 +86,7 @@ class Utterances(Dataset):
         return batch if self.labels is None else batch | {"y": self.labels[row]}
 
 
-class PhonemeData(HomeworkData):
+class PhonemeData(ClassifierData):
     """Course files of HW2: LibriPhone of 2022 and 2023, TIMIT-11 of 2021, or what `leeml data prepare` made.
 
     Frames lie once in a memory map; windows are gathered, and utterances padded, when a batch is made. The facts for
@@ -177,7 +178,8 @@ class PhonemeData(HomeworkData):
                 f"to at most {TIMIT_FRAMES}"
             )
         if expected is not None and expected["window"] != self.window:
-            raise DataError(f"data.window is {self.window}, but the model was trained with {expected['window']}")
+            found, wanted = (window or "null" for window in (self.window, expected["window"]))
+            raise DataError(f"data.window is {found}, but the model was trained with {wanted}")
         labelled_test = not timit and (folder / "test_labels.txt").is_file()
         if stage == "predict" or (stage == "test" and labelled_test):
             self._open_test(folder, timit, expected)
@@ -361,15 +363,6 @@ class PhonemeData(HomeworkData):
         names = self.part.names
         found = zip(utterance.tolist(), (rows - offsets[utterance]).tolist(), strict=True)
         return [f"{names[u]}:{t}" for u, t in found], self.targets.numpy()[rows]
-
-    def decide(self, predictions: np.ndarray) -> np.ndarray:
-        """The likeliest class (N,) for probabilities (N, C)."""
-        return predictions.argmax(1)
-
-    @staticmethod
-    def score(true: np.ndarray, predicted: np.ndarray) -> float:
-        """Share of frames that are right."""
-        return float(np.mean(true == predicted))
 
     def describe_test(self) -> str:
         """What `leeml test` scored, in words."""

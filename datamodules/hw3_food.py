@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from datamodules.base import Facts, Fold, HomeworkData
+from datamodules.base import ClassifierData, Facts, Fold
 from datamodules.cache import decode
 from datamodules.download import RemoteFile, fetch, unpack
 from datamodules.errors import DataError
@@ -100,7 +100,7 @@ class JudgedRows(Dataset):
         return batch
 
 
-class FoodData(HomeworkData):
+class FoodData(ClassifierData):
     """Course files of HW3, any edition, or any folder with a folder per class, recognised by what is there.
 
     Images are decoded once into a memory map (see datamodules/cache.py) and augmented one by one when a batch is made.
@@ -121,7 +121,6 @@ class FoodData(HomeworkData):
     """
 
     homework: ClassVar[str] = "hw3_food"
-    score_name: ClassVar[str] = "accuracy"
     kaggle: ClassVar[str] = "Kaggle competitions ml2021spring-hw3, ml2022spring-hw3b, ml2023spring-hw3"
 
     def __init__(
@@ -404,15 +403,6 @@ class FoodData(HomeworkData):
     def labels(self, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
         """File names and classes (N,) of labelled images."""
         return [self._name(row) for row in rows], self.targets.numpy()[rows]
-
-    def decide(self, predictions: np.ndarray) -> np.ndarray:
-        """The likeliest class (N,) for probabilities (N, C)."""
-        return predictions.argmax(1)
-
-    @staticmethod
-    def score(true: np.ndarray, predicted: np.ndarray) -> float:
-        """Share of classes that are right."""
-        return float(np.mean(true == predicted))
 
     def _scores_test(self) -> bool:
         return self.files is not None and self.files.test is not None and self.files.test.labels is not None

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules import speaker_folder
 from datamodules.audio import MELS
-from datamodules.base import Facts, Fold, HomeworkData
+from datamodules.base import ClassifierData, Facts, Fold
 from datamodules.errors import DataError
 from datamodules.packed import Packed, Precision, pack
 from datamodules.sample import write_speakers
@@ -80,10 +80,10 @@ class Crops(Dataset):
         return x
 
 
-class SpeakerData(HomeworkData):
+class SpeakerData(ClassifierData):
     """The course's Dataset folder of HW4, any edition, or what `leeml data prepare` made of recordings.
 
-    All frames lie once in a memory map, opened in less than a second from the second run on. Training sees stretches of
+    All frames lie once in a memory map, opened at once from the second run on. Training sees stretches of
     `segment` frames; validation, test and prediction whole utterances. (The course's sample validates on random
     stretches, which says little about whole utterances: its own 2022 network, one student found, gets 0.69 on the
     former and 0.86 on the latter.) The facts for the module: speakers, width of a frame.
@@ -101,7 +101,6 @@ class SpeakerData(HomeworkData):
     """
 
     homework: ClassVar[str] = "hw4_speaker"
-    score_name: ClassVar[str] = "accuracy"
     kaggle: ClassVar[str] = "Kaggle competitions ml2022spring-hw4, ml2023springhw4"
 
     def __init__(
@@ -273,15 +272,6 @@ class SpeakerData(HomeworkData):
     def labels(self, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
         """File names and speakers' numbers (N,) of labelled utterances."""
         return [self.files[row].name for row in rows], self.targets.numpy()[rows]
-
-    def decide(self, predictions: np.ndarray) -> np.ndarray:
-        """The likeliest speaker (N,) for probabilities (N, C)."""
-        return predictions.argmax(1)
-
-    @staticmethod
-    def score(true: np.ndarray, predicted: np.ndarray) -> float:
-        """Share of utterances that are right."""
-        return float(np.mean(true == predicted))
 
     def describe_test(self) -> str:
         """What `leeml test` scored, in words."""

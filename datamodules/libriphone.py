@@ -13,7 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from datamodules import audio, phones
 from datamodules.download import unpack
-from datamodules.errors import DataError
+from datamodules.errors import DataError, and_more
 from datamodules.tensor_file import read_tensor
 
 Part = Literal["train", "test"]
@@ -129,16 +129,16 @@ def read_layout(folder: Path, part: Part, classes: int | None = None) -> Split:
     there = {entry.name for entry in os.scandir(folder / "feat" / part)} if (folder / "feat" / part).is_dir() else set()
     if missing := [file for file in files if file.name not in there]:
         raise DataError(
-            f"{missing[0]}: missing{_more(missing)}, but {part}_split.txt names it; unpack the features again, or take "
-            "the utterance out there"
+            f"{missing[0]}: missing{and_more(missing)}, but {part}_split.txt names it; unpack the features again, or "
+            "take the utterance out there"
         )
     labels = None
     if (path := folder / f"{part}_labels.txt").is_file():
         by_name = read_labels(path, classes or len(read_phones(folder) or []) or None)
         if unlabelled := [name for name in names if name not in by_name]:
-            raise DataError(f"{path}: no labels of {unlabelled[0]}{_more(unlabelled)}, which {part}_split.txt names")
+            raise DataError(f"{path}: no labels of {unlabelled[0]}{and_more(unlabelled)}, which {part}_split.txt names")
         if extra := list(by_name.keys() - set(names)):
-            raise DataError(f"{path}: labels of {min(extra)}{_more(extra)}, which {part}_split.txt does not name")
+            raise DataError(f"{path}: labels of {min(extra)}{and_more(extra)}, which {part}_split.txt does not name")
         labels = [by_name[name] for name in names]
     elif part == "train":
         raise DataError(f"{path}: missing; the class of each training frame is expected there")
@@ -189,10 +189,6 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 def _cut(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
-
-
-def _more(items: Sequence[Any]) -> str:
-    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
 
 
 class Timit11(NamedTuple):
@@ -396,11 +392,11 @@ def _find(source: Path) -> list[_Recording]:
         )
     if lone := [path for path in sounds if path.with_suffix("") not in alignments]:
         raise DataError(
-            f"{lone[0]}: no alignment beside it{_more(lone)}; expected {lone[0].stem}.phn or .TextGrid, or move the "
+            f"{lone[0]}: no alignment beside it{and_more(lone)}; expected {lone[0].stem}.phn or .TextGrid, or move the "
             "recording away"
         )
     if lone := sorted(alignments[stem] for stem in alignments.keys() - {path.with_suffix("") for path in sounds}):
-        raise DataError(f"{lone[0]}: no recording beside it{_more(lone)}; expected {lone[0].stem}.wav or .flac")
+        raise DataError(f"{lone[0]}: no recording beside it{and_more(lone)}; expected {lone[0].stem}.wav or .flac")
     several = len({path.parent for path in sounds}) > 1
     found: dict[str, _Recording] = {}
     for path in sounds:

@@ -107,8 +107,8 @@ def length_buckets(
     return [batches[i][rank::world_size] for i in noise.permutation(len(batches))]
 
 
-class LengthBucketSampler(Sampler[tuple[int, torch.Tensor]]):
-    """(epoch, sequence numbers (U,)) of every training step: whole sequences of like length, see `length_buckets`.
+class LengthBucketSampler(Sampler[torch.Tensor]):
+    """Sequence numbers (U,) of every training step: whole sequences of like length, see `length_buckets`.
 
     Args:
         sequences: Their numbers.
@@ -143,10 +143,10 @@ class LengthBucketSampler(Sampler[tuple[int, torch.Tensor]]):
         """Called by Lightning before every epoch."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
+    def __iter__(self) -> Iterator[torch.Tensor]:
         start, self.start = self.start, 0
         for batch in self._batches()[start:]:
-            yield self.epoch, torch.from_numpy(self.sequences[batch])
+            yield torch.from_numpy(self.sequences[batch])
 
 
 class ResumableLoader(DataLoader):

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from datamodules import audio
 from datamodules.download import unpack
-from datamodules.errors import DataError
+from datamodules.errors import DataError, and_more
 from datamodules.tensor_file import read_tensor
 
 Part = Literal["train", "test"]
@@ -256,7 +256,7 @@ def _features_there(
             missing.append(entry)
     if missing:
         raise DataError(
-            f"{folder.joinpath(*missing[0].parts)}: missing{_more(missing)}, but {path.name} names it "
+            f"{folder.joinpath(*missing[0].parts)}: missing{and_more(missing)}, but {path.name} names it "
             f"({missing[0].place}); copy or unpack the features again, or take the utterance out there"
         )
     lengths = np.array([entry.fields["mel_len"] for entry in listed], np.int64)
@@ -274,7 +274,7 @@ def _speakers_of(path: Path, listed: list[_Entry]) -> list[str] | None:
         return None
     if bad := [entry for entry in listed if not isinstance(entry.fields.get("speaker"), str)]:
         raise DataError(
-            f'{path}: {bad[0].name} ({bad[0].place}){_more(bad)} has no "speaker"; name all of them or none'
+            f'{path}: {bad[0].name} ({bad[0].place}){and_more(bad)} has no "speaker"; name all of them or none'
         )
     return [str(speaker) for speaker in speakers]
 
@@ -287,12 +287,12 @@ def _read_mapping(path: Path, speakers: Sequence[str], lister: str) -> list[str]
         raise DataError(f'{path}: no "speaker2id"; expected the number of each speaker there, copy or unpack it again')
     if lacking := [speaker for speaker in speakers if speaker not in ids]:
         raise DataError(
-            f"{path}: no number of speaker {lacking[0]}{_more(lacking)}, who has utterances in {lister}; take the "
+            f"{path}: no number of speaker {lacking[0]}{and_more(lacking)}, who has utterances in {lister}; take the "
             "mapping that belongs to it"
         )
     if extra := sorted(ids.keys() - set(speakers)):
         raise DataError(
-            f"{path}: speaker {extra[0]}{_more(extra)} has no utterances in {lister}; take the mapping that belongs "
+            f"{path}: speaker {extra[0]}{and_more(extra)} has no utterances in {lister}; take the mapping that belongs "
             "to it"
         )
     by_number = {number: speaker for speaker, number in ids.items() if type(number) is int}
@@ -311,10 +311,6 @@ def _read_mapping(path: Path, speakers: Sequence[str], lister: str) -> list[str]
                 "turned round"
             )
     return order
-
-
-def _more(items: Sequence[Any]) -> str:
-    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
 
 
 # writing
@@ -399,14 +395,14 @@ def _lists(
         utterances = [entry | ({} if speaker is None else {"speaker": speaker}) for speaker, entry in rows]
         return {LISTS[part]: {"n_mels": audio.MELS, "utterances": utterances}}
     if lone := [entry["source"] for speaker, entry in rows if speaker is None]:
-        raise DataError(f"{lone[0]}: no speaker{_more(lone)}; expected that of every training utterance")
+        raise DataError(f"{lone[0]}: no speaker{and_more(lone)}; expected that of every training utterance")
     by_speaker: dict[str, list[dict[str, Any]]] = {}
     for speaker, entry in rows:
         by_speaker.setdefault(speaker or "", []).append(entry)
     order = sorted(by_speaker) if speakers is None else list(speakers)
     if sorted(order) != sorted(by_speaker):
         odd = sorted(set(order) ^ by_speaker.keys()) or [name for name, count in Counter(order).items() if count > 1]
-        raise DataError(f"speaker {odd[0]}{_more(odd)} is not on both sides; expected utterances of each one named")
+        raise DataError(f"speaker {odd[0]}{and_more(odd)} is not on both sides; expected utterances of each one named")
     numbers = {speaker: number for number, speaker in enumerate(order)}
     return {
         "mapping.json": {"speaker2id": numbers, "id2speaker": {str(k): speaker for speaker, k in numbers.items()}},
@@ -485,7 +481,9 @@ def _prepare(
     elif not lister and len({recording.sound.parent for recording in recordings}) == 1:
         recordings = [recording._replace(speaker=None) for recording in recordings]
     elif not lister and (lone := _lone(recordings)):
-        raise DataError(f"{lone[0].sound}: no speaker's folder above it{_more(lone)}, as others have; move it into one")
+        raise DataError(
+            f"{lone[0].sound}: no speaker's folder above it{and_more(lone)}, as others have; move it into one"
+        )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         audio.warn_of_rates(recording.sound for recording in recordings)
@@ -511,8 +509,8 @@ def _order(recordings: list[_Recording], home: Path, lister: Path | None) -> lis
     """Speakers of a training part in the order of their numbers."""
     if lone := _lone(recordings):
         if lister:
-            raise DataError(f'{lister}: {lone[0].name}{_more(lone)} has no "speaker"; name those of all utterances')
-        raise DataError(f"{lone[0].sound}: no speaker's folder above it{_more(lone)}; move it into one")
+            raise DataError(f'{lister}: {lone[0].name}{and_more(lone)} has no "speaker"; name those of all utterances')
+        raise DataError(f"{lone[0].sound}: no speaker's folder above it{and_more(lone)}; move it into one")
     speakers = list(dict.fromkeys(recording.speaker for recording in recordings if recording.speaker is not None))
     if len(speakers) == 1:
         raise DataError(
@@ -556,7 +554,7 @@ def _read_sounds(lister: Path) -> list[_Entry]:
     found, listed = _read_list(lister, keys[0])
     if other := [entry for entry in listed if not entry.name.lower().endswith(tuple(audio.ENDINGS))]:
         hint = "its features are made already: use its folder as it is" if "n_mels" in found else "list recordings"
-        raise DataError(f"{lister}: {other[0].name} ({other[0].place}){_more(other)} is no wav or flac; {hint}")
+        raise DataError(f"{lister}: {other[0].name} ({other[0].place}){and_more(other)} is no wav or flac; {hint}")
     return listed
 
 
@@ -578,7 +576,7 @@ def _listed(lister: Path, homes: Sequence[Path]) -> list[_Recording]:
             found.append(_Recording(there[0], "/".join(entry.parts), speaker))
     if missing:
         raise DataError(
-            f"{lister.parent.joinpath(*missing[0].parts)}: missing{_more(missing)}, but {lister.name} names it "
+            f"{lister.parent.joinpath(*missing[0].parts)}: missing{and_more(missing)}, but {lister.name} names it "
             f"({missing[0].place}); put it or the archive with it there, or take the utterance out of the list"
         )
     return found

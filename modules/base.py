@@ -123,9 +123,9 @@ class HomeworkModule(LightningModule):
         everywhere = self.trainer.strategy.reduce(self._train_sums, reduce_op="sum")
         loss, steps, right, answers = everywhere.tolist()
         if steps:
-            self.log("train/loss", loss / steps, rank_zero_only=True, prog_bar=True)
+            self.log("train/loss", loss / steps, sync_dist=True, prog_bar=True)
         if answers:
-            self.log("train/accuracy", right / answers, rank_zero_only=True)
+            self.log("train/accuracy", right / answers, sync_dist=True)
         self._train_sums = torch.zeros_like(self._train_sums)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,12 +1,16 @@
 """leeml bench: speed and accuracy of a homework against plain references, in one process run, printed as ratios."""
 
 import argparse
+import contextlib
 import difflib
 import importlib
+import io
+import os
 import pkgutil
 import platform
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -42,6 +46,41 @@ def medians(parts: dict[str, Callable[[], None]], repeats: int) -> dict[str, flo
             if turn:  # the first turn warms up
                 times[name].append(time.perf_counter() - start)
     return {name: median(values) for name, values in times.items()}
+
+
+@contextlib.contextmanager
+def empty_cache() -> Iterator[None]:
+    """A cache of its own, without the bars of building it."""
+    before = os.environ.get("LEEML_CACHE")
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        os.environ["LEEML_CACHE"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["LEEML_CACHE"]
+            if before is not None:
+                os.environ["LEEML_CACHE"] = before
+
+
+def resident() -> dict[str, float]:
+    """MB in memory now: anonymous pages, pages of memory maps and of other files."""
+    sums, kind = {"anonymous": 0.0, "map": 0.0, "files": 0.0}, "files"
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        field, value = line.split(maxsplit=1)
+        if field[-1] != ":":
+            kind = "map" if line.endswith(".npy") else "files"
+        elif field == "Anonymous:":
+            sums["anonymous"] += int(value.split()[0]) / 1024
+            sums[kind] -= int(value.split()[0]) / 1024
+        elif field == "Rss:":
+            sums[kind] += int(value.split()[0]) / 1024
+    return sums
+
+
+def peak_memory() -> float:
+    """MB that this process had in memory at its most."""
+    status = Path("/proc/self/status").read_text()  # not getrusage, whose peak begins with that of the parent
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def main(args: list[str]) -> int:

@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from modules.hw2_phoneme import PhonemeClassifier
 from modules.nets.mlp import Activation
 from modules.nets.window_mlp import WindowMLP
 from scripts import kfold
+from scripts.bench import empty_cache, peak_memory, resident
 
 CONFIGS = PROJECT / "configs" / "hw2_phoneme"
 WINDOW = 11  # frames, 429 numbers: the sample's of 2021
@@ -52,20 +52,6 @@ CASES = (Case((256, 256), "relu", 512, 60), Case((1024, 512, 128), "sigmoid", 64
 UTTERANCES, WIDE = 4_200, 21  # of the measurements at LibriPhone's size
 BATCHES = 300  # of the measurement of memory
 SHARED = ("sa1", "sa2")  # the sentences that every speaker of TIMIT reads
-
-
-@contextlib.contextmanager
-def empty_cache() -> Iterator[None]:
-    """A cache of its own, without the bars of building it."""
-    before = os.environ.get("LEEML_CACHE")
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        os.environ["LEEML_CACHE"] = folder
-        try:
-            yield
-        finally:
-            del os.environ["LEEML_CACHE"]
-            if before is not None:
-                os.environ["LEEML_CACHE"] = before
 
 
 def ready(folder: Path, **options: Any) -> PhonemeData:
@@ -240,21 +226,6 @@ def write_large(folder: Path) -> None:
     write_layout(folder, "train", utterances(), [str(number) for number in range(41)])
 
 
-def resident() -> dict[str, float]:
-    """MB in memory now: anonymous pages, pages of maps of frames and of other files."""
-    sums, kind = {"anonymous": 0.0, "map": 0.0, "files": 0.0}, "files"
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        field, value = line.split(maxsplit=1)
-        if field[-1] != ":":
-            kind = "map" if line.endswith(".npy") else "files"
-        elif field == "Anonymous:":
-            sums["anonymous"] += int(value.split()[0]) / 1024
-            sums[kind] -= int(value.split()[0]) / 1024
-        elif field == "Rss:":
-            sums[kind] += int(value.split()[0]) / 1024
-    return sums
-
-
 def fit_memory(folder: str) -> None:
     """Run in a process of its own: training and validation as by `leeml fit`, and what memory it took, as JSON."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -262,9 +233,7 @@ def fit_memory(folder: str) -> None:
     data = ready(Path(folder), window=WIDE)
     built = resident()
     fit(data, CASES[0]._replace(steps=BATCHES), False, validation=20)
-    status = Path("/proc/self/status").read_text()  # not getrusage, whose peak begins with that of the parent
-    peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
-    print(json.dumps({"before": before, "built": built, "after": resident(), "peak": peak}))
+    print(json.dumps({"before": before, "built": built, "after": resident(), "peak": peak_memory()}))
 
 
 def memory(folder: Path) -> None:

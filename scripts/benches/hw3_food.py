@@ -4,14 +4,13 @@ import contextlib
 import io
 import json
 import logging
-import os
 import pkgutil
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -40,7 +39,7 @@ from datamodules.hw3_food import FoodData
 from modules.hw3_food import FoodClassifier
 from modules.nets.cnn import CNN
 from modules.nets.resnet import ResNet
-from scripts.bench import medians
+from scripts.bench import empty_cache, medians, peak_memory, resident
 from scripts.summary import collect
 from scripts.train import run_cli
 
@@ -58,20 +57,6 @@ def editions(root: Path | None) -> list[Path]:
     base = data.root / data.homework
     several = [] if FoodData.has_files(base) else [p for p in sorted(base.glob("*")) if FoodData.has_files(p)]
     return several or [data.locate()]
-
-
-@contextlib.contextmanager
-def empty_cache() -> Iterator[None]:
-    """An image cache of its own, without the bars of building it."""
-    before = os.environ.get("LEEML_CACHE")
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        os.environ["LEEML_CACHE"] = folder
-        try:
-            yield
-        finally:
-            del os.environ["LEEML_CACHE"]
-            if before is not None:
-                os.environ["LEEML_CACHE"] = before
 
 
 def ready(folder: Path, **options: Any) -> FoodData:
@@ -297,21 +282,6 @@ def resnet_on_gpu(repeats: int, batch: int = 256, repeat: int = 20) -> None:
 # memory
 
 
-def resident() -> dict[str, float]:
-    """MB in memory now: anonymous pages, pages of image maps and of other files."""
-    sums, kind = {"anonymous": 0.0, "map": 0.0, "files": 0.0}, "files"
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        field, value = line.split(maxsplit=1)
-        if field[-1] != ":":
-            kind = "map" if line.endswith(".npy") else "files"
-        elif field == "Anonymous:":
-            sums["anonymous"] += int(value.split()[0]) / 1024
-            sums[kind] -= int(value.split()[0]) / 1024
-        elif field == "Rss:":
-            sums[kind] += int(value.split()[0]) / 1024
-    return sums
-
-
 def epoch_memory(folder: str) -> None:
     """Run in a process of its own: an epoch of batches, and what memory it took, as JSON."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -322,9 +292,7 @@ def epoch_memory(folder: str) -> None:
     module.build(data.facts)
     built = resident()
     our_epoch(data.train_dataloader(), module)
-    status = Path("/proc/self/status").read_text()  # not getrusage, whose peak begins with that of the parent
-    peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
-    print(json.dumps({"before": before, "built": built, "after": resident(), "peak": peak}))
+    print(json.dumps({"before": before, "built": built, "after": resident(), "peak": peak_memory()}))
 
 
 def memory() -> None:

@@ -4,7 +4,6 @@ import contextlib
 import io
 import logging
 import math
-import os
 import random
 import tempfile
 import time
@@ -35,7 +34,7 @@ from datamodules.packed import pack
 from datamodules.speaker_folder import read_mel
 from modules.hw4_speaker import SpeakerClassifier
 from modules.nets.frame_encoders import TransformerFrames
-from scripts.bench import medians
+from scripts.bench import empty_cache, medians
 from scripts.summary import collect
 from scripts.train import run_cli
 
@@ -45,20 +44,6 @@ ROUNDS = 60  # steps that are timed together
 SMALL_FILES = 8_000  # an eighth of the course's
 STEPS, FOLDS = 4480, 4  # of the accuracy table
 HARD = {"judge_frames": 100, "judge_snr": 5.0}
-
-
-@contextlib.contextmanager
-def empty_cache() -> Iterator[None]:
-    """A cache of its own, without the bars of building it."""
-    before = os.environ.get("LEEML_CACHE")
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        os.environ["LEEML_CACHE"] = folder
-        try:
-            yield
-        finally:
-            del os.environ["LEEML_CACHE"]
-            if before is not None:
-                os.environ["LEEML_CACHE"] = before
 
 
 def ready(folder: Path, **options: Any) -> SpeakerData:

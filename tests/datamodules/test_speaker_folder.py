@@ -234,30 +234,30 @@ class TestRead:
         assert "\n" not in str(caught.value)
 
     def test_missing_and_damaged(self, folder: Path) -> None:
-        def refused(message: str, read: Callable[[Path], Any] = read_speakers) -> None:
+        def assert_refused(message: str, read: Callable[[Path], Any] = read_speakers) -> None:
             with pytest.raises(DataError, match=message):
                 read(folder)
 
         (folder / "uttr-b0.pt").unlink()
-        refused(r"uttr-b0\.pt: missing, but metadata\.json names it \(utterance 0 of bob\); copy or unpack")
+        assert_refused(r"uttr-b0\.pt: missing, but metadata\.json names it \(utterance 0 of bob\); copy or unpack")
         (folder / "uttr-c0.pt").unlink()
-        refused(r"uttr-b0\.pt: missing \(and 1 more\)")
+        assert_refused(r"uttr-b0\.pt: missing \(and 1 more\)")
         (folder / "uttr-t0.pt").unlink()
-        refused(r"uttr-t0\.pt: missing, but testdata\.json names it \(utterance 1\)", read_test)
+        assert_refused(r"uttr-t0\.pt: missing, but testdata\.json names it \(utterance 1\)", read_test)
         edit(folder / "testdata.json", lambda c: c["utterances"][1].update(feature_path="no/folder.pt"))
-        refused(r"no/folder\.pt: missing, but testdata\.json", read_test)
+        assert_refused(r"no/folder\.pt: missing, but testdata\.json", read_test)
         whole = (folder / "metadata.json").read_bytes()
         for data in (b"", b"<html>", whole[:-9], b"\xff\xfe", b"[" * 100_000, b'{"n_mels": ' + b"1" * 5000 + b"}"):
             (folder / "metadata.json").write_bytes(data)
-            refused(r"metadata\.json(, line \d+)?: no JSON.*; copy or unpack it again")
+            assert_refused(r"metadata\.json(, line \d+)?: no JSON.*; copy or unpack it again")
         (folder / "metadata.json").write_bytes(b"\xef\xbb\xbf" + whole)  # as an editor on Windows saves it
-        refused(r"uttr-b0\.pt: missing")
+        assert_refused(r"uttr-b0\.pt: missing")
         (folder / "mapping.json").unlink()
-        refused(r"mapping\.json: missing")
+        assert_refused(r"mapping\.json: missing")
         (folder / "metadata.json").unlink()
-        refused(r"metadata\.json: missing; copy or unpack the data again")
+        assert_refused(r"metadata\.json: missing; copy or unpack the data again")
         (folder / "testdata.json").unlink()
-        refused(r"testdata\.json: missing", read_test)
+        assert_refused(r"testdata\.json: missing", read_test)
 
     def test_lengths(self, folder: Path) -> None:
         with pytest.raises(DataError, match=r"uttr-b0\.pt: 9 frames, but mel_len 5 in metadata\.json; copy or make"):
@@ -469,18 +469,18 @@ class TestWrite:
         assert contents(folder) == before
 
     def test_refused(self, tmp_path: Path) -> None:
-        def refused(message: str, utterances: list[Utterance], part: Part = "train", *order: Any) -> None:
+        def assert_refused(message: str, utterances: list[Utterance], part: Part = "train", *order: Any) -> None:
             with pytest.raises(DataError, match=message):
                 write_dataset(tmp_path / "d", part, utterances, *order)
             assert list((tmp_path / "d").iterdir()) == []
 
-        refused(r"no utterance for metadata\.json", [])
-        refused(r"b/0\.wav: stands there twice for speaker b", [SOME[0], SOME[0]])
-        refused(r"x: stands there twice; rename", [Utterance("x", mels(0, 2))] * 2, "test")
-        refused(r"a/1\.wav: no speaker; expected", [SOME[0], SOME[1]._replace(speaker=None)])
-        refused("speaker c is not on both sides", SOME, "train", ["a", "b"])
-        refused("speaker z is not on both sides", SOME, "train", ["a", "b", "c", "z"])
-        refused("speaker a is not on both sides", SOME, "train", ["a", "b", "c", "a"])
+        assert_refused(r"no utterance for metadata\.json", [])
+        assert_refused(r"b/0\.wav: stands there twice for speaker b", [SOME[0], SOME[0]])
+        assert_refused(r"x: stands there twice; rename", [Utterance("x", mels(0, 2))] * 2, "test")
+        assert_refused(r"a/1\.wav: no speaker; expected", [SOME[0], SOME[1]._replace(speaker=None)])
+        assert_refused("speaker c is not on both sides", SOME, "train", ["a", "b"])
+        assert_refused("speaker z is not on both sides", SOME, "train", ["a", "b", "c", "z"])
+        assert_refused("speaker a is not on both sides", SOME, "train", ["a", "b", "c", "a"])
 
 
 def noise(path: Path, rate: int = 16000, seconds: float = 0.2) -> Path:
@@ -529,7 +529,7 @@ def pack(source: Path, archive: Path) -> Path:
 
 
 class TestPrepare:
-    def refused(self, message: str, source: Path, part: Part = "train") -> None:
+    def assert_refused(self, message: str, source: Path, part: Part = "train") -> None:
         out = source.parent / "refused"
         with pytest.raises(DataError, match=message) as caught:
             prepare_recordings(source, out, part)
@@ -575,7 +575,7 @@ class TestPrepare:
         shutil.copy(packed / "1.tar", packed / "1b.tar")
         prepare_recordings(packed, tmp_path / "four", "train")  # the unpacked ones stand for both
         shutil.rmtree(packed / "s2")
-        self.refused(r"packed/1b\.tar: s2/x\.wav: .*packed/1\.tar: s2/x\.wav is there too; move one", packed)
+        self.assert_refused(r"packed/1b\.tar: s2/x\.wav: .*packed/1\.tar: s2/x\.wav is there too; move one", packed)
 
     def test_the_right_one_of_many_archives_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "packed").mkdir()
@@ -585,7 +585,7 @@ class TestPrepare:
                 (tmp_path / "s10" / "s" / "x.wav").write_bytes(b"broken")
             (tmp_path / f"s{n}" / "s").rename(tmp_path / f"s{n}" / f"speaker{n}")
             pack(tmp_path / f"s{n}", tmp_path / "packed" / f"{n:02}.tar")
-        self.refused(r"^/.*/packed/10\.tar: speaker10/x\.wav: cannot be read", tmp_path / "packed")
+        self.assert_refused(r"^/.*/packed/10\.tar: speaker10/x\.wav: cannot be read", tmp_path / "packed")
 
     def test_speakers_are_sorted(self, recordings: Path, tmp_path: Path) -> None:
         noise(recordings / "first" / "s9" / "x.wav")
@@ -608,7 +608,7 @@ class TestPrepare:
         with joblib.parallel_config(backend="threading"):
             prepare_recordings(recordings, tmp_path / "two", "train")
             soundfile.write(recordings / "s2" / "yy.FLAC", np.zeros(3200), 16000)
-            self.refused(r"s2/yy\.FLAC: silent", recordings)
+            self.assert_refused(r"s2/yy\.FLAC: silent", recordings)
         assert jobs == [2, 2]  # four recordings
         assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
@@ -628,18 +628,20 @@ class TestPrepare:
         prepare_recordings(tmp_path / "wrapped", tmp_path / "third", "test")
         assert read_test(tmp_path / "third").speakers is None
         noise(recordings / "alone.wav")
-        self.refused(r"source/alone\.wav: no speaker's folder above it, as others have", recordings, "test")
+        self.assert_refused(r"source/alone\.wav: no speaker's folder above it, as others have", recordings, "test")
 
     def test_no_folder_a_speaker(self, recordings: Path) -> None:
-        self.refused("s1: all 2 recordings are of one speaker, s1; expected two or more", recordings / "more")
-        self.refused(r"s2/x\.wav: no speaker's folder above it \(and 1 more\); move it", recordings / "s2")
+        self.assert_refused("s1: all 2 recordings are of one speaker, s1; expected two or more", recordings / "more")
+        self.assert_refused(r"s2/x\.wav: no speaker's folder above it \(and 1 more\); move it", recordings / "s2")
 
     def test_mapping_decides_the_order(self, recordings: Path, tmp_path: Path) -> None:
         (recordings / "mapping.json").write_text(json.dumps({"speaker2id": {"s2": 0, "s1": 1}}))
         prepare_recordings(recordings, tmp_path / "out", "train")
         assert read_speakers(tmp_path / "out").speakers == ["s2", "s1"]
         noise(recordings / "s0" / "x.wav")
-        self.refused(r"mapping\.json: no number of speaker s0, who has utterances in the folders beside it", recordings)
+        self.assert_refused(
+            r"mapping\.json: no number of speaker s0, who has utterances in the folders beside it", recordings
+        )
 
     def test_metadata_decides(self, recordings: Path, tmp_path: Path) -> None:
         listed = {"s2": [{"feature_path": "s2/x.wav"}], "sister": [{"feature_path": "more\\s1\\x.wav"}]}
@@ -656,7 +658,9 @@ class TestPrepare:
         assert read_test(tmp_path / "out").speakers == ["s2", "sister"]
         listed["s2"].append({"feature_path": "s2/none.flac"})
         (recordings / "metadata.json").write_text(json.dumps({"speakers": listed}))
-        self.refused(r"s2/none\.flac: missing, but metadata\.json names it \(utterance 1 of s2\); put it", recordings)
+        self.assert_refused(
+            r"s2/none\.flac: missing, but metadata\.json names it \(utterance 1 of s2\); put it", recordings
+        )
 
     def test_a_list_of_recordings(self, recordings: Path, tmp_path: Path) -> None:
         path = recordings / "testdata.json"
@@ -673,22 +677,26 @@ class TestPrepare:
         prepare_recordings(path, tmp_path / "said", "test")
         assert read_test(tmp_path / "said").speakers == ["me", "me"]
         write("s2/yy.FLAC", "s2/none.wav")
-        self.refused(r"source/s2/none\.wav: missing, but testdata\.json names it \(utterance 1\)", path.parent, "test")
+        self.assert_refused(
+            r"source/s2/none\.wav: missing, but testdata\.json names it \(utterance 1\)", path.parent, "test"
+        )
         write("../s2/yy.FLAC")
-        self.refused(r"testdata\.json: feature_path '\.\./s2/yy\.FLAC' .* leads outside", path.parent, "test")
+        self.assert_refused(r"testdata\.json: feature_path '\.\./s2/yy\.FLAC' .* leads outside", path.parent, "test")
         write("s2/x.txt")
-        self.refused(r"testdata\.json: s2/x\.txt \(utterance 0\) is no wav or flac", path.parent, "test")
+        self.assert_refused(r"testdata\.json: s2/x\.txt \(utterance 0\) is no wav or flac", path.parent, "test")
         path.write_text('{"rows": []}')
-        self.refused(r'testdata\.json: neither "speakers" nor "utterances"', path.parent, "test")
+        self.assert_refused(r'testdata\.json: neither "speakers" nor "utterances"', path.parent, "test")
         path.unlink()
         write("s2/yy.FLAC", "more/s1/x.wav")
         path.rename(recordings / "metadata.json")
-        self.refused(r'metadata\.json: s2/yy\.FLAC \(and 1 more\) has no "speaker"', recordings)
+        self.assert_refused(r'metadata\.json: s2/yy\.FLAC \(and 1 more\) has no "speaker"', recordings)
 
     def test_features_need_no_preparation(self, folder: Path) -> None:
         parts: tuple[Part, Part] = ("train", "test")
         for part in parts:
-            self.refused(r"data\.json: uttr-..\.pt .* is no wav or flac; its features are made already", folder, part)
+            self.assert_refused(
+                r"data\.json: uttr-..\.pt .* is no wav or flac; its features are made already", folder, part
+            )
 
     @pytest.mark.parametrize("packed", [False, True])
     def test_another_rate_is_said_once(self, recordings: Path, tmp_path: Path, packed: bool) -> None:
@@ -707,17 +715,19 @@ class TestPrepare:
         whole = flac.read_bytes()
         for data in (b"<html>" * 100, whole[: len(whole) // 2], whole[:20]):
             flac.write_bytes(data)
-            self.refused(r"s2/yy\.FLAC: cannot be read as wav or flac .*; copy or unzip it again", recordings)
-        self.refused(r"my\.tar: s2/yy\.FLAC: cannot be read", pack(recordings, tmp_path / "my.tar"))
+            self.assert_refused(r"s2/yy\.FLAC: cannot be read as wav or flac .*; copy or unzip it again", recordings)
+        self.assert_refused(r"my\.tar: s2/yy\.FLAC: cannot be read", pack(recordings, tmp_path / "my.tar"))
         flac.write_bytes(b"")
-        self.refused(r"s2/yy\.FLAC: empty; copy", recordings)
+        self.assert_refused(r"s2/yy\.FLAC: empty; copy", recordings)
         soundfile.write(flac, np.zeros(3200), 16000)
-        self.refused(r"s2/yy\.FLAC: silent, all 21 frames lie at the floor; record it again or take it out", recordings)
+        self.assert_refused(
+            r"s2/yy\.FLAC: silent, all 21 frames lie at the floor; record it again or take it out", recordings
+        )
         soundfile.write(flac, np.zeros(399), 16000)
-        self.refused(r"s2/yy\.FLAC: 399 samples \(25 ms\), expected 25 ms or more", recordings)
+        self.assert_refused(r"s2/yy\.FLAC: 399 samples \(25 ms\), expected 25 ms or more", recordings)
         flac.unlink()
         soundfile.write(recordings / "s2" / "z.wav", np.full(3200, np.nan), 16000, "FLOAT")
-        self.refused(r"s2/z\.wav: sample 0 is no finite number", recordings)
+        self.assert_refused(r"s2/z\.wav: sample 0 is no finite number", recordings)
 
     def test_quiet_is_not_silent(self, recordings: Path, tmp_path: Path) -> None:
         """The last bit now and then, or one word in a long silence."""
@@ -730,20 +740,20 @@ class TestPrepare:
 
     def test_two_of_one_name(self, recordings: Path) -> None:
         noise(recordings / "s2" / "x.flac")
-        self.refused(r"s2/x\.wav: x\.flac lies beside it; move one of the two away", recordings)
+        self.assert_refused(r"s2/x\.wav: x\.flac lies beside it; move one of the two away", recordings)
 
     def test_names_that_are_no_text(self, recordings: Path) -> None:
         os.rename(recordings / "s2" / "x.wav", os.fsencode(recordings / "s2") + b"/\xa7.wav")
-        self.refused(r"\\udca7\.wav': its name is no UTF-8; rename it", recordings)
+        self.assert_refused(r"\\udca7\.wav': its name is no UTF-8; rename it", recordings)
 
     def test_nothing_to_do(self, tmp_path: Path, folder: Path) -> None:
-        self.refused(r"none: no such folder, archive \(\.tar, .*\) or testdata\.json", tmp_path / "none")
+        self.assert_refused(r"none: no such folder, archive \(\.tar, .*\) or testdata\.json", tmp_path / "none")
         (tmp_path / "empty").mkdir()
-        self.refused("empty: no sound file", tmp_path / "empty")
-        self.refused(r"empty\.tar: no sound file", pack(tmp_path / "empty", tmp_path / "empty.tar"))
-        self.refused(r"empty\.zip: no sound file", pack(tmp_path / "empty", tmp_path / "empty.zip"))
+        self.assert_refused("empty: no sound file", tmp_path / "empty")
+        self.assert_refused(r"empty\.tar: no sound file", pack(tmp_path / "empty", tmp_path / "empty.tar"))
+        self.assert_refused(r"empty\.zip: no sound file", pack(tmp_path / "empty", tmp_path / "empty.zip"))
         (tmp_path / "a.rar").touch()
-        self.refused(r"a\.rar: expected a folder, an archive", tmp_path / "a.rar")
+        self.assert_refused(r"a\.rar: expected a folder, an archive", tmp_path / "a.rar")
 
     def test_what_is_there_is_said_first(self, folder: Path, tmp_path: Path) -> None:
         """Before an hour of work, and before the recordings are looked at."""

@@ -147,10 +147,14 @@ def test_class_accuracy_of_600_classes_shows_the_worst():
 
 
 def test_nothing_judged_yet():
-    paint(pictures.confusion_matrix(torch.zeros(3, 3), NAMES))
-    paint(pictures.class_accuracy(torch.zeros(3, 3), NAMES))
-    paint(pictures.sheet(images(0), []))
-    paint(pictures.heatmaps(images(0), torch.zeros(0, 2, 2), []))
+    empty = pictures.confusion_matrix(torch.zeros(3, 3), NAMES)
+    assert empty.axes[0].get_title().startswith("0 samples")
+    bars = pictures.class_accuracy(torch.zeros(3, 3), NAMES)
+    assert not bars.axes[0].patches
+    sheets = [pictures.sheet(images(0), []), pictures.heatmaps(images(0), torch.zeros(0, 2, 2), [])]
+    assert not any(axes.images for figure in sheets for axes in figure.axes)
+    for figure in (empty, bars, *sheets):
+        paint(figure)
 
 
 def test_sheet_shows_the_images_under_their_titles():

@@ -123,7 +123,7 @@ def tree(folder):
     return {p: p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
 
-def fails(where, *args, says=()):
+def assert_fails(where, *args, says=()):
     """The command ends with one line of error, and `where` holds what it held before.
 
     Args:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EXPERIMENT, answer, fails, works
+from conftest import EXPERIMENT, answer, assert_fails, works
 
 from scripts.leeml import main
 
@@ -61,52 +61,54 @@ def test_no_data_names_the_three_ways_to_get_it(fit, tmp_path, flag):
     where.mkdir()
     flags = [flag, where] if flag else []
     ways = ["ml2022spring-hw1", "leeml data fetch hw1_covid", "leeml data sample hw1_covid"]
-    fails(tmp_path, *fit, *flags, says=[str(where if flag else tmp_path / "no_data"), "Ways to get them", *ways])
+    assert_fails(tmp_path, *fit, *flags, says=[str(where if flag else tmp_path / "no_data"), "Ways to get them", *ways])
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
 def test_no_data_for_a_trained_run(run, tmp_path, verb):
-    fails(tmp_path, verb, "--run_dir", run, "--data.root", tmp_path / "nowhere", says=["nowhere", "leeml data fetch"])
+    assert_fails(
+        tmp_path, verb, "--run_dir", run, "--data.root", tmp_path / "nowhere", says=["nowhere", "leeml data fetch"]
+    )
 
 
 def test_several_editions_are_listed(fit, data, tmp_path):
     (data / "hw1_covid" / "sample").rename(data / "hw1_covid" / "2021")
     shutil.copytree(data / "hw1_covid" / "2021", data / "hw1_covid" / "2022")
-    fails(tmp_path, *fit, "--data.root", data, says=["2021, 2022", "--data.edition 2021"])
+    assert_fails(tmp_path, *fit, "--data.root", data, says=["2021, 2022", "--data.edition 2021"])
     works(*fit, "--data.root", data, "--data.edition", "2022", "--trainer.fast_dev_run", "1")
 
 
 def test_an_edition_that_is_not_there(fit, data, tmp_path):
-    fails(tmp_path, *fit, "--data.root", data, "--data.edition", "2031", says=["2031", "it holds sample"])
+    assert_fails(tmp_path, *fit, "--data.root", data, "--data.edition", "2031", says=["2031", "it holds sample"])
 
 
 def test_too_few_cells_in_a_row(fit, data, tmp_path):
     edit(csv_file(data), lambda rows: [*rows[:6], rows[6][:-1], *rows[7:]])
     says = [f"{csv_file(data)}:7:", "117 columns", "expected 118"]
-    fails(tmp_path, *fit, "--data.root", data, says=says)
+    assert_fails(tmp_path, *fit, "--data.root", data, says=says)
 
 
 def test_a_missing_column(fit, data, tmp_path):
     edit(csv_file(data), lambda rows: [row[:40] + row[41:] for row in rows])  # of one day only
-    fails(tmp_path, *fit, "--data.root", data, says=[f"{csv_file(data)}:1:", "day 1", "nohh_cmnty_cli"])
+    assert_fails(tmp_path, *fit, "--data.root", data, says=[f"{csv_file(data)}:1:", "day 1", "nohh_cmnty_cli"])
 
 
 def test_an_extra_column(fit, data, tmp_path):
     edit(csv_file(data), lambda rows: [[*row[:60], "mood" if i == 0 else "1", *row[60:]] for i, row in enumerate(rows)])
-    fails(tmp_path, *fit, "--data.root", data, says=[f"{csv_file(data)}:1:", "day 2", "mood"])
+    assert_fails(tmp_path, *fit, "--data.root", data, says=[f"{csv_file(data)}:1:", "day 2", "mood"])
 
 
 @pytest.mark.parametrize("text", ["many", "nan", "-inf", ""])
 def test_a_cell_that_is_no_finite_number(fit, data, tmp_path, text):
     edit(csv_file(data), put(9, 41, text))
     says = [f"{csv_file(data)}:10:", "column 42 (nohh_cmnty_cli)", repr(text), "finite number"]
-    fails(tmp_path, *fit, "--data.root", data, says=says)
+    assert_fails(tmp_path, *fit, "--data.root", data, says=says)
 
 
 def test_a_bad_cell_in_the_test_file(run, data, tmp_path):
     edit(csv_file(data, "test"), put(3, 100, "?"))
     says = [f"{csv_file(data, 'test')}:4:", "column 101", "'?'"]
-    fails(tmp_path, "predict", "--run_dir", run, "--data.root", data, says=says)
+    assert_fails(tmp_path, "predict", "--run_dir", run, "--data.root", data, says=says)
 
 
 @pytest.mark.parametrize(
@@ -117,19 +119,19 @@ def test_a_bad_cell_in_the_test_file(run, data, tmp_path):
 def test_a_file_without_rows(fit, data, tmp_path, content, says):
     path = csv_file(data)
     path.write_text(path.read_text().splitlines()[0] + "\n" if content is None else content)
-    fails(tmp_path, *fit, "--data.root", data, says=[str(path), says])
+    assert_fails(tmp_path, *fit, "--data.root", data, says=[str(path), says])
 
 
 def test_an_id_that_stands_twice(fit, data, tmp_path):
     edit(csv_file(data), lambda rows: [*rows, rows[4]])
     last = len(csv_file(data).read_text().splitlines())
-    fails(tmp_path, *fit, "--data.root", data, says=[f"{csv_file(data)}:{last}:", "line 5", "remove"])
+    assert_fails(tmp_path, *fit, "--data.root", data, says=[f"{csv_file(data)}:{last}:", "line 5", "remove"])
 
 
 def test_a_file_that_is_not_utf8(fit, data, tmp_path):
     path = csv_file(data)
     path.write_bytes(path.read_bytes().replace(b"worried", "worriéd".encode("latin-1"), 1))
-    fails(tmp_path, *fit, "--data.root", data, says=[str(path), "UTF-8"])
+    assert_fails(tmp_path, *fit, "--data.root", data, says=[str(path), "UTF-8"])
 
 
 @pytest.mark.parametrize(("verb", "column"), [("test", "cli"), ("predict", "cli"), ("predict", "WA")])
@@ -137,12 +139,14 @@ def test_other_features_than_the_models(run, data, tmp_path, verb, column):
     for part in ("train", "test"):
         edit(csv_file(data, part), drop_column(column))
     says = [f"covid.{'test' if verb == 'predict' else ''}", ":1:", column, "trained on", "train a model"]
-    fails(tmp_path, verb, "--run_dir", run, "--data.root", data, says=says)
+    assert_fails(tmp_path, verb, "--run_dir", run, "--data.root", data, says=says)
 
 
 def test_other_kind_of_features_than_the_models(run, sample, tmp_path):
     for verb in ("test", "predict"):
-        fails(tmp_path, verb, "--run_dir", run, "--data.features", "differences", says=["data.features", "differences"])
+        assert_fails(
+            tmp_path, verb, "--run_dir", run, "--data.features", "differences", says=["data.features", "differences"]
+        )
 
 
 def test_a_file_as_an_editor_leaves_it_is_accepted(experiment, data, tmp_path):
@@ -206,7 +210,7 @@ def test_a_mistake_in_a_config_is_found_in_its_line(sample, tmp_path, right, wro
     config.write_text(text)
     line = line_of(text, "data:" if wrong.startswith("clas_path") else wrong)
     args = ["fit", "--config", config, "--run_dir", tmp_path / NEW, "--data.root", sample]
-    assert fails(tmp_path, *args, says=says).startswith(f"leeml: error: {config}:{line}: ")
+    assert assert_fails(tmp_path, *args, says=says).startswith(f"leeml: error: {config}:{line}: ")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +221,7 @@ def test_a_config_that_is_none(tmp_path, text, says):
     config = tmp_path / "mine.yaml"
     config.write_bytes(text.encode("latin-1"))
     for verb in ("fit", "kfold"):
-        fails(tmp_path, verb, "--config", config, "--run_dir", tmp_path / NEW, says=[str(config), says])
+        assert_fails(tmp_path, verb, "--config", config, "--run_dir", tmp_path / NEW, says=[str(config), says])
 
 
 @pytest.mark.parametrize(
@@ -242,7 +246,7 @@ def test_a_config_that_is_none(tmp_path, text, says):
     ],
 )
 def test_a_flag_that_is_not_understood(fit, sample, tmp_path, flags, says):
-    fails(tmp_path, *fit, "--data.root", sample, *flags.split(), says=says)
+    assert_fails(tmp_path, *fit, "--data.root", sample, *flags.split(), says=says)
 
 
 @pytest.mark.parametrize(
@@ -268,19 +272,19 @@ def test_a_flag_that_is_not_understood(fit, sample, tmp_path, flags, says):
     ],
 )
 def test_a_value_that_cannot_be(fit, sample, tmp_path, flags, says):
-    fails(tmp_path, *fit, "--data.root", sample, *flags.split(), says=says)
+    assert_fails(tmp_path, *fit, "--data.root", sample, *flags.split(), says=says)
 
 
 def test_a_misspelt_config(tmp_path):
     for verb in ("fit", "kfold"):
         says = ["configs/hw1_covid/medum.yaml", "did you mean configs/hw1_covid/medium.yaml?"]
-        fails(tmp_path, verb, "--config", "configs/hw1_covid/medum.yaml", says=says)
-    fails(tmp_path, "fit", "--config", "zzz", says=["zzz", "there are", "configs/hw1_covid/boss.yaml"])
+        assert_fails(tmp_path, verb, "--config", "configs/hw1_covid/medum.yaml", says=says)
+    assert_fails(tmp_path, "fit", "--config", "zzz", says=["zzz", "there are", "configs/hw1_covid/boss.yaml"])
 
 
 @pytest.mark.parametrize("verb", ["fit", "kfold"])
 def test_no_experiment(tmp_path, verb):
-    fails(tmp_path, verb, says=["--config configs/hw1_covid/medium.yaml"])
+    assert_fails(tmp_path, verb, says=["--config configs/hw1_covid/medium.yaml"])
 
 
 @pytest.mark.parametrize(
@@ -300,11 +304,11 @@ def test_no_experiment(tmp_path, verb):
     ],
 )
 def test_a_misspelt_verb_or_homework(tmp_path, args, says):
-    fails(tmp_path, *args, says=[says])
+    assert_fails(tmp_path, *args, says=[says])
 
 
 def test_sample_data_never_overwrites(data, tmp_path):
-    fails(tmp_path, "data", "sample", "hw1_covid", data, says=["here already"])
+    assert_fails(tmp_path, "data", "sample", "hw1_covid", data, says=["here already"])
 
 
 # checkpoints
@@ -326,7 +330,7 @@ def opening(request, run, fit, sample):
 def test_checkpoint_of_another_homework(opening, tmp_path, best):
     path = tmp_path / "other.ckpt"
     torch.save(best | {"homework": "hw3_food"}, path)
-    fails(tmp_path, *opening, "--ckpt_path", path, says=[str(path), "hw3_food", "hw1_covid", "--run_dir"])
+    assert_fails(tmp_path, *opening, "--ckpt_path", path, says=[str(path), "hw3_food", "hw1_covid", "--run_dir"])
 
 
 @pytest.mark.parametrize("size", [0, 100, 0.5, -1], ids=str)
@@ -334,13 +338,13 @@ def test_truncated_checkpoint(run, tmp_path, size):
     path = run / "checkpoints" / "best.ckpt"
     content = path.read_bytes()
     path.write_bytes(content[: int(size * len(content)) if isinstance(size, float) else size])
-    fails(tmp_path, "predict", "--run_dir", run, says=[str(path), "cut short", "another one"])
+    assert_fails(tmp_path, "predict", "--run_dir", run, says=[str(path), "cut short", "another one"])
 
 
 def test_truncated_checkpoint_to_resume_from(run, tmp_path):
     path = run / "checkpoints" / "last.ckpt"
     path.write_bytes(path.read_bytes()[:-1000])
-    fails(tmp_path, "fit", "--run_dir", run, "--resume", says=[str(path), "cut short"])
+    assert_fails(tmp_path, "fit", "--run_dir", run, "--resume", says=[str(path), "cut short"])
 
 
 class Attack:
@@ -355,8 +359,8 @@ def test_code_in_a_checkpoint_never_runs(opening, tmp_path, best):
     path = tmp_path / "attack.ckpt"
     torch.save(best | {"config": best["config"] | {"x": Attack(tmp_path / "pwned")}}, path)
     says = [str(path), "code", "only open checkpoints of leeml"]
-    fails(tmp_path, *opening, "--ckpt_path", path, says=says)
-    fails(tmp_path, *opening, "--ckpt_path", path, "--weights_only", "false", says=says)
+    assert_fails(tmp_path, *opening, "--ckpt_path", path, says=says)
+    assert_fails(tmp_path, *opening, "--ckpt_path", path, "--weights_only", "false", says=says)
     assert not (tmp_path / "pwned").exists()
 
 
@@ -367,7 +371,7 @@ def test_code_that_poses_as_a_checkpoint_never_runs(tmp_path, how):
         path.write_bytes(pickle.dumps(attack, protocol=2))
     else:
         torch.save({"state_dict": {}, "x": attack}, path)
-    fails(tmp_path, "predict", "--ckpt_path", path, says=[str(path), "code", "only open checkpoints of leeml"])
+    assert_fails(tmp_path, "predict", "--ckpt_path", path, says=[str(path), "code", "only open checkpoints of leeml"])
     assert not (tmp_path / "pwned").exists()
 
 
@@ -380,25 +384,25 @@ def test_the_attack_would_work(tmp_path):
 def test_not_a_checkpoint_of_ours(tmp_path, content):
     path = tmp_path / "foreign.ckpt"
     torch.save(content, path)
-    fails(tmp_path, "predict", "--ckpt_path", path, says=[str(path), "not a checkpoint of leeml", "leeml fit"])
+    assert_fails(tmp_path, "predict", "--ckpt_path", path, says=[str(path), "not a checkpoint of leeml", "leeml fit"])
 
 
 def test_not_a_checkpoint_at_all(opening, tmp_path):
     path = tmp_path / "notes.ckpt"
     path.write_text("buy milk")
-    fails(tmp_path, *opening, "--ckpt_path", path, says=[str(path), "damaged"])
+    assert_fails(tmp_path, *opening, "--ckpt_path", path, says=[str(path), "damaged"])
 
 
 def test_checkpoint_whose_weights_do_not_fit(run, tmp_path, best):
     path = run / "checkpoints" / "best.ckpt"
     says = [str(path), "net.mlp.0.linear.", "(1, 1, 16)", "(1, 1, 3)", "--model flags"]
-    fails(tmp_path, "predict", "--run_dir", run, "--model.hidden", "[3]", says=says)
+    assert_fails(tmp_path, "predict", "--run_dir", run, "--model.hidden", "[3]", says=says)
     weights = dict(best["state_dict"])
     weights.pop("net.mlp.1.bias")
     torch.save(best | {"state_dict": weights}, path)
-    fails(tmp_path, "test", "--run_dir", run, says=[str(path), "net.mlp.1.bias is absent"])
+    assert_fails(tmp_path, "test", "--run_dir", run, says=[str(path), "net.mlp.1.bias is absent"])
     torch.save(best | {"facts": {k: v for k, v in best["facts"].items() if k != "mean"}}, path)
-    fails(tmp_path, "test", "--run_dir", run, says=[str(path), "'mean'", "train again"])
+    assert_fails(tmp_path, "test", "--run_dir", run, says=[str(path), "'mean'", "train again"])
 
 
 # run folders
@@ -408,35 +412,37 @@ def test_a_folder_of_no_run(experiment, tmp_path):
     (tmp_path / "notes").mkdir()
     for folder in ("notes", "nowhere"):
         for args in (["predict"], ["test"], ["validate"], ["fit", "--resume"]):
-            fails(tmp_path, *args, "--run_dir", tmp_path / folder, says=[str(tmp_path / folder), "no config.yaml"])
+            assert_fails(
+                tmp_path, *args, "--run_dir", tmp_path / folder, says=[str(tmp_path / folder), "no config.yaml"]
+            )
 
 
 def test_a_run_without_the_checkpoint_asked_for(run, tmp_path):
     for name in ("best", "last"):
         (run / "checkpoints" / f"{name}.ckpt").unlink()
     says = [str(run / "checkpoints"), "no such checkpoint", "found: none", "train again"]
-    fails(tmp_path, "predict", "--run_dir", run, says=says)
-    fails(tmp_path, "fit", "--run_dir", run, "--resume", says=says)
-    fails(tmp_path, "predict", "--run_dir", run, "--ckpt_path", "x.ckpt", says=["x.ckpt", "no such checkpoint"])
+    assert_fails(tmp_path, "predict", "--run_dir", run, says=says)
+    assert_fails(tmp_path, "fit", "--run_dir", run, "--resume", says=says)
+    assert_fails(tmp_path, "predict", "--run_dir", run, "--ckpt_path", "x.ckpt", says=["x.ckpt", "no such checkpoint"])
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
 def test_a_verb_that_needs_a_run(tmp_path, verb):
-    fails(tmp_path, verb, says=[verb, "--run_dir", "--ckpt_path"])
-    fails(tmp_path, verb, "--ckpt_path", "best", says=["--run_dir"])
+    assert_fails(tmp_path, verb, says=[verb, "--run_dir", "--ckpt_path"])
+    assert_fails(tmp_path, verb, "--ckpt_path", "best", says=["--run_dir"])
 
 
 def test_resume_without_a_run(experiment, tmp_path):
-    fails(tmp_path, "fit", "--resume", says=["--resume needs --run_dir"])
-    fails(tmp_path, "fit", "--config", experiment, "--resume", says=["--resume needs --run_dir"])
+    assert_fails(tmp_path, "fit", "--resume", says=["--resume needs --run_dir"])
+    assert_fails(tmp_path, "fit", "--config", experiment, "--resume", says=["--resume needs --run_dir"])
 
 
 def test_a_run_is_never_overwritten(run, experiment, sample, tmp_path):
     args = ["--config", experiment, "--data.root", sample, "--run_dir", run]
     for verb in ("fit", "kfold"):
-        fails(tmp_path, verb, *args, says=[str(run), "holds a run already", "--resume", "another --run_dir"])
+        assert_fails(tmp_path, verb, *args, says=[str(run), "holds a run already", "--resume", "another --run_dir"])
     shutil.rmtree(run / "checkpoints")  # its metrics are something to lose, too
-    fails(tmp_path, "fit", *args, says=["holds a run already"])
+    assert_fails(tmp_path, "fit", *args, says=["holds a run already"])
 
 
 @pytest.mark.parametrize("below", ["", "deep/run"])
@@ -444,15 +450,15 @@ def test_a_run_folder_that_cannot_be(experiment, sample, tmp_path, below):
     file = tmp_path / "file"
     file.write_text("")
     says = [str(file), "cannot write a run here", "--run_dir"]
-    fails(tmp_path, "fit", "--config", experiment, "--data.root", sample, "--run_dir", file / below, says=says)
+    assert_fails(tmp_path, "fit", "--config", experiment, "--data.root", sample, "--run_dir", file / below, says=says)
 
 
 @pytest.mark.parametrize("below", ["x.csv", "deep/x.csv"])
 def test_an_output_that_cannot_be(run, tmp_path, below):
     (tmp_path / "file").write_text("")
     says = [str(tmp_path / "file"), "in the way"]
-    fails(tmp_path, "predict", "--run_dir", run, "--output", tmp_path / "file" / below, says=says)
-    fails(tmp_path, "predict", "--run_dir", run, "--output", run, says=[str(run), "a folder is in the way"])
+    assert_fails(tmp_path, "predict", "--run_dir", run, "--output", tmp_path / "file" / below, says=says)
+    assert_fails(tmp_path, "predict", "--run_dir", run, "--output", run, says=[str(run), "a folder is in the way"])
 
 
 # disk full
@@ -486,13 +492,13 @@ class FullDisk:
 def test_disk_full_when_the_submission_is_written(run, tmp_path, monkeypatch):
     (run / "submission.csv").write_text("of an earlier day")
     FullDisk(monkeypatch, "submission.csv")
-    fails(tmp_path, "predict", "--run_dir", run, says=["no space left on device", "free some space"])
+    assert_fails(tmp_path, "predict", "--run_dir", run, says=["no space left on device", "free some space"])
 
 
 def test_disk_full_at_the_first_checkpoint_leaves_no_folder(fit, sample, tmp_path, monkeypatch):
     FullDisk(monkeypatch, ".ckpt")
     says = [str(tmp_path / NEW / "checkpoints"), "no space left on device", "free some space"]
-    fails(tmp_path, *fit, "--data.root", sample, says=says)
+    assert_fails(tmp_path, *fit, "--data.root", sample, says=says)
 
 
 def test_disk_full_later_loses_nothing(fit, sample, tmp_path, monkeypatch):
@@ -518,7 +524,7 @@ def test_disk_full_later_loses_nothing(fit, sample, tmp_path, monkeypatch):
 @pytest.mark.parametrize("flags", ["--trainer.accelerator gpu", "--config configs/presets/gpu.yaml"])
 def test_a_gpu_where_there_is_none(fit, sample, tmp_path, flags):
     says = ["accelerator is gpu", "none that torch can use", "--trainer.accelerator cpu"]
-    fails(tmp_path, *fit, "--data.root", sample, *flags.split(), says=says)
+    assert_fails(tmp_path, *fit, "--data.root", sample, *flags.split(), says=says)
 
 
 # faults of ours

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import fails, works
+from conftest import assert_fails, works
 from PIL import Image
 
 from datamodules.sample import write_food
@@ -159,21 +159,21 @@ def damage_no_validation_or_training(folder):
 def test_bad_data_is_named_in_one_line(damage, root, copy, tmp_path):
     says = damage(copy / "hw3_food")
     line = ["fit", "--config", root / "food.yaml", "--data.root", copy, "--data.bad_images", "refuse"]
-    fails(tmp_path, *line, "--run_dir", tmp_path / "run", says=says)
+    assert_fails(tmp_path, *line, "--run_dir", tmp_path / "run", says=says)
 
 
 def test_a_zip_alone_says_how_to_unpack_it(root, copy, tmp_path):
     shutil.make_archive(str(tmp_path / "zips" / "hw3_food" / "food"), "zip", copy / "hw3_food")
     says = ["food.zip", "leeml data prepare hw3_food --source"]
-    fails(tmp_path, "fit", "--config", root / "food.yaml", "--data.root", tmp_path / "zips", says=says)
+    assert_fails(tmp_path, "fit", "--config", root / "food.yaml", "--data.root", tmp_path / "zips", says=says)
     works("data", "prepare", "hw3_food", "--source", tmp_path / "zips" / "hw3_food" / "food.zip", tmp_path / "new")
     assert (tmp_path / "new" / "hw3_food" / "food" / "training").is_dir()
 
 
 def test_a_root_that_holds_the_files_itself_is_told_apart_from_one_that_is_not_there(root, copy, tmp_path):
     line = ["fit", "--config", root / "food.yaml", "--run_dir", tmp_path / "run", "--data.root"]
-    fails(tmp_path, *line, copy / "hw3_food", says=["--data.dir"])
-    fails(tmp_path, *line, tmp_path / "nowhere", says=["no such folder"])
+    assert_fails(tmp_path, *line, copy / "hw3_food", says=["--data.dir"])
+    assert_fails(tmp_path, *line, tmp_path / "nowhere", says=["no such folder"])
 
 
 def test_photos_of_ones_own(root, tmp_path):
@@ -205,4 +205,4 @@ def test_photos_of_ones_own(root, tmp_path):
 )
 def test_mistakes_on_the_line(root, tmp_path, flags, says):
     line = ["fit", "--config", root / "food.yaml", "--data.root", root, "--run_dir", tmp_path / "run", *flags]
-    fails(tmp_path, *line, says=says)
+    assert_fails(tmp_path, *line, says=says)

@@ -7,7 +7,7 @@ from zipfile import ZipFile
 
 import pytest
 import torch
-from conftest import answer, fails, works
+from conftest import answer, assert_fails, works
 
 from datamodules import hw2_phoneme
 from datamodules.packed import windows
@@ -179,14 +179,14 @@ def test_recordings_are_prepared_trained_on_and_tested(root, recordings, tmp_pat
     assert score > 0.3  # the commonest class: 0.27
 
     # what does not fit together
-    fails(tmp_path, "fit", "--config", root / "whole.yaml", "--data.root", other, "--run_dir", tmp_path / "no",
+    assert_fails(tmp_path, "fit", "--config", root / "whole.yaml", "--data.root", other, "--run_dir", tmp_path / "no",
           says=["train_split.txt"])  # fmt: skip
     again = ["data", "prepare", "hw2_phoneme", other, "--source", recordings / "others", "--split", "test"]
-    fails(tmp_path, *again, says=["there already"])
-    fails(tmp_path, *again, "--phones", 61, says=["there already"])
+    assert_fails(tmp_path, *again, says=["there already"])
+    assert_fails(tmp_path, *again, "--phones", 61, says=["there already"])
     works(*again[:3], tmp_path / "fine", *again[4:], "--phones", 61)
     says = ["61 classes (iy, ih, ix", "trained on 39 classes"]
-    fails(tmp_path, "test", "--run_dir", run, "--data.root", tmp_path / "fine", says=says)
+    assert_fails(tmp_path, "test", "--run_dir", run, "--data.root", tmp_path / "fine", says=says)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_recordings_are_prepared_trained_on_and_tested(root, recordings, tmp_pat
     ],
 )
 def test_a_mistake_in_leeml_data(tmp_path, args, code, says):
-    fails(tmp_path, "data", *args, says=says)
+    assert_fails(tmp_path, "data", *args, says=says)
     assert answer("data", *args).code == code
 
 
@@ -220,7 +220,7 @@ def test_a_mistake_in_leeml_data(tmp_path, args, code, says):
 )
 def test_a_value_that_cannot_be(root, tmp_path, config, flags, says):
     line = ["fit", "--config", root / f"{config}.yaml", "--data.root", root, "--run_dir", tmp_path / "run", *flags]
-    fails(tmp_path, *line, says=says)
+    assert_fails(tmp_path, *line, says=says)
 
 
 def test_bad_data_is_named_in_one_line(root, tmp_path):
@@ -229,5 +229,5 @@ def test_bad_data_is_named_in_one_line(root, tmp_path):
     path = folder / "feat" / "train" / f"{(folder / 'train_split.txt').read_text().split()[3]}.pt"
     path.write_bytes(path.read_bytes()[:500])
     line = ["fit", "--config", root / "window.yaml", "--data.root", tmp_path, "--run_dir", tmp_path / "run"]
-    fails(tmp_path, *line, says=[str(path), "cannot be read as a tensor file; copy or unzip it again"])
-    fails(tmp_path, "data", "sample", "hw2_phoneme", tmp_path, says=["here already"])
+    assert_fails(tmp_path, *line, says=[str(path), "cannot be read as a tensor file; copy or unzip it again"])
+    assert_fails(tmp_path, "data", "sample", "hw2_phoneme", tmp_path, says=["here already"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import fails, works
+from conftest import assert_fails, works
 
 from datamodules.base import PROJECT
 
@@ -103,7 +103,7 @@ def test_the_levels_start(level, root, tmp_path):
 
 
 def test_another_fold_than_the_runs_is_refused(run, tmp_path):
-    fails(tmp_path, "test", "--run_dir", run, "--data.fold", 1, says=["are held out here than in the run"])
+    assert_fails(tmp_path, "test", "--run_dir", run, "--data.fold", 1, says=["are held out here than in the run"])
 
 
 def record(path, pitch, seed, rate=16000):
@@ -198,7 +198,7 @@ def test_bad_data_is_named_in_one_line(damage, root, tmp_path):
     first = json.loads((folder / "metadata.json").read_text())["speakers"]["id10001"][0]["feature_path"]
     says = damage(folder, first)
     line = ["fit", "--config", root / "speaker.yaml", "--data.root", tmp_path / "data", "--run_dir", tmp_path / "run"]
-    fails(tmp_path, *line, says=says)
+    assert_fails(tmp_path, *line, says=says)
 
 
 @pytest.mark.parametrize("damage", ["broken", "silent"])
@@ -211,4 +211,4 @@ def test_bad_recordings_are_named_in_one_line(damage, recordings, tmp_path):
         soundfile.write(bad, np.zeros(16000), 16000)
     (tmp_path / "here" / "hw4_speaker" / "prepared").mkdir(parents=True)
     line = ["data", "prepare", "hw4_speaker", tmp_path / "here", "--source", tmp_path / "sounds"]
-    fails(tmp_path, *line, says=["3.flac"])
+    assert_fails(tmp_path, *line, says=["3.flac"])
