@@ -450,7 +450,7 @@ def test_what_differs_from_the_models_data_is_refused(tmp_path):
             again(stage, facts={"classes": ["x", "y"]})
         with pytest.raises(DataError, match=r"data\.window is 5, but the model was trained with 3"):
             again(stage, window=5)
-        with pytest.raises(DataError, match=r"data\.window is None, but the model was trained with 3"):
+        with pytest.raises(DataError, match=r"data\.window is null, but the model was trained with 3"):
             again(stage, window=None)
     for changed in ({"folds": 3}, {"fold": 1}, {"seed": 1}):
         with pytest.raises(DataError, match=r"other rows are held out here than in the run.*data\.seed"):
