@@ -43,7 +43,11 @@ BATCH, SEGMENT = 32, 128  # the sample's
 ROUNDS = 60  # steps that are timed together
 SMALL_FILES = 8_000  # an eighth of the course's
 STEPS, FOLDS = 4480, 4  # of the accuracy table
-HARD = {"judge_frames": 100, "judge_snr": 5.0}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "second": {"judge_frames": 100},
+    "hard": {"judge_frames": 100, "judge_snr": 5.0},
+}
 
 
 def ready(folder: Path, **options: Any) -> SpeakerData:
@@ -334,8 +338,8 @@ def moments(loader: DataLoader) -> tuple[np.ndarray, np.ndarray]:
 
 
 def linear(folder: Path) -> dict[str, dict[str, float]]:
-    """Accuracy of logistic regression on moments, by what it was trained on: whole and hard judging of each."""
-    settings = {"whole": ready(folder), "hard": ready(folder, **HARD)}
+    """Accuracy of logistic regression on moments, by the setting it was trained in and the one it is judged in."""
+    settings = {name: ready(folder, **options) for name, options in SETTINGS.items()}
     judged = {name: moments(data.val_dataloader()) for name, data in settings.items()}
     found = {}
     for name, data in settings.items():
@@ -346,7 +350,7 @@ def linear(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def judged(level: str, root: Path | None, steps: int, *more: str) -> tuple[dict[str, dict[str, float]], float]:
-    """Test scores of a level, whole and hard, and the seconds of the fit: by the command line, as a user would."""
+    """Test scores of a level by setting, and the seconds of the fit: by the command line, as a user would."""
     place = ["--data.root", str(root)] if root else []
     quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with tempfile.TemporaryDirectory() as name, quiet[0], quiet[1]:
@@ -356,7 +360,7 @@ def judged(level: str, root: Path | None, steps: int, *more: str) -> tuple[dict[
         run_cli(["fit", "--config", str(CONFIGS / f"{level}.yaml"), "--run_dir", str(run), *place, *fold, *more])
         seconds = time.perf_counter() - start
         found = {}
-        for setting, options in {"whole": {}, "hard": HARD}.items():
+        for setting, options in SETTINGS.items():
             flags = [part for key, value in options.items() for part in (f"--data.{key}", str(value))]
             found[setting] = collect(run_cli(["test", "--run_dir", str(run), *place, *flags]))
     return found, seconds
@@ -370,18 +374,19 @@ def accuracy(root: Path | None, levels: list[str], steps: int = STEPS) -> None:
         folder = folder if (folder / "metadata.json").is_file() else folder / "Dataset"
         data = ready(folder)
         train, val = data.split()[0]
+        hard = SETTINGS["hard"]
         print(
             f"\nAccuracy, {folder}: {len(data.speakers)} speakers, {len(train)} training utterances, {len(val)} held "
-            f"out (they choose the checkpoint); {steps} steps; hard: {HARD['judge_frames']} frames each, noise at "
-            f"{HARD['judge_snr']:g} dB"
+            f"out (they choose the checkpoint); {steps} steps; second: the middle {hard['judge_frames']} frames; "
+            f"hard: the same with noise at {hard['judge_snr']:g} dB"
         )
-        titles = ("accuracy", "top-5", "EER", "hard", "top-5", "EER", "seconds")
-        print(f"  {'':<22} " + " ".join(f"{title:>8}" for title in titles))
+        titles = [title for name in SETTINGS for title in (name, "top-5", "EER")]
+        print(f"  {'':<22} " + " ".join(f"{title:>8}" for title in [*titles, "seconds"]))
         start = time.perf_counter()
         rows = linear(folder)
         seconds = (time.perf_counter() - start) / len(rows)
         for name, row in rows.items():
-            scores = f"{row['whole']:8.4f} {'':>17} {row['hard']:8.4f} {'':>17}"
+            scores = " ".join(f"{score:8.4f} {'':>17}" for score in row.values())
             print(f"  {f'linear, trained {name}':<22} {scores} {seconds:8.0f}")
         for level in levels:
             found, seconds = judged(level, root, steps)
