@@ -1,6 +1,6 @@
 """LSTM or GRU over padded batches of sequences, in both directions (Graves and Schmidhuber 2005)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -34,13 +34,24 @@ class Recurrent(nn.Module):
         self.out = hidden * (2 if bidirectional else 1)
         """Width of the output."""
 
+    def run(self, x: Tensor, mask: Tensor | None = None, hidden: Any = None) -> tuple[Tensor, Any]:
+        """Outputs (B, T, out) as `forward` gives them, and torch's state of all layers after each sequence's own end.
+
+        Args:
+            x: (B, T, features).
+            mask: (B, T), as in `forward`.
+            hidden: The state to begin with, as torch has it: (layers x directions, B, hidden), an LSTM two of them.
+        """
+        if mask is None:
+            return self.rnn(x, hidden)
+        # torch wants the lengths on the CPU: one wait for the device a batch
+        packed = pack_padded_sequence(x, mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
+        out, hidden = self.rnn(packed, hidden)
+        return pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])[0], hidden
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, features) -> (B, T, out); mask (B, T) is True for the frames that are there, from the first on.
 
         The output is 0 where the mask is False. Sequences must hold at least one frame.
         """
-        if mask is None:
-            return self.rnn(x)[0]
-        # torch wants the lengths on the CPU: one wait for the device a batch
-        packed = pack_padded_sequence(x, mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
-        return pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+        return self.run(x, mask)[0]

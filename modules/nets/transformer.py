@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from modules.nets.attention import KVCache, MultiHeadAttention, key_mask
+from modules.nets.routing import FixedRouting
 
 Norm = Literal["post", "pre"]
 Activation = Literal["relu", "gelu"]
@@ -130,7 +131,10 @@ class DecoderLayer(nn.Module):
         return self.dropout(self.self_attn(x, None, mask, self.causal, cache=cache))
 
     def _attend_memory(self, x: Tensor, memory: Tensor | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        return self.dropout(self.multihead_attn(x, memory, mask, cache=cache))
+        if cache is None or cache.keys is None or len(cache.keys) == len(x):
+            return self.dropout(self.multihead_attn(x, memory, mask, cache=cache))
+        beams = x.reshape(len(cache.keys), -1, x.shape[2])  # those of a sentence ask its one memory side by side
+        return self.dropout(self.multihead_attn(beams, None, mask, cache=cache)).view_as(x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.linear2(self.dropout(self.activation(self.linear1(x)))))
@@ -145,7 +149,8 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """(B, T, D), memory (B, S, D), masks (B, T) and (B, S) -> (B, T, D).
 
-        With caches, of self-attention and of the memory, x are the next frames and memory is None.
+        With caches, of self-attention and of the memory, x are the next frames and memory is None; that of the memory
+        may have one row for several of x, which follow each other (the beams of a sentence).
         """
         mask, memory_mask = key_mask(mask), key_mask(memory_mask)
         if self.pre:
@@ -169,40 +174,37 @@ class DecoderCache:
         """Frames decoded so far: the offset of the next one's position."""
         return self.layers[0][0].length
 
-    def reorder(self, index: Tensor, memory: bool = True) -> None:
-        """Row i becomes the old row index[i]: permutes, drops or repeats rows; index (N,) leaves N of them.
+    def reorder(self, rows: Tensor, sentences: Tensor | None = None) -> None:
+        """Row i becomes the old row rows[i]: permutes, drops or repeats rows; rows (N,) leaves N of them.
 
         Args:
-            index: (N,) integers.
-            memory: False leaves the memories alone, which saves the copy where rows only move within their sentence.
+            rows: (N,) integers: of what was decoded so far.
+            sentences: (B,) integers: of the memories, likewise; None leaves them alone, where rows only move within
+                their sentence. B divides N.
         """
         for own, cross in self.layers:
-            own.reorder(index)
-            if memory:
-                cross.reorder(index)
-        if memory and self.memory_mask is not None:
-            self.memory_mask = self.memory_mask.index_select(0, index)
+            own.reorder(rows)
+            if sentences is not None:
+                cross.reorder(sentences)
+        if sentences is not None and self.memory_mask is not None:
+            self.memory_mask = self.memory_mask.index_select(0, sentences)
 
 
 class Decoder(nn.Module):
-    """Layers in a row, each attending to the output of one encoder layer: (B, T, D) -> (B, T, D).
+    """Layers in a row, each attending to what the encoder put out: (B, T, D) -> (B, T, D).
 
     Args:
         layers: At least one; pre-norm layers are followed by a last LayerNorm.
-        routing: For every layer the number of the encoder layer it attends to; None is the last (-1) for all.
-
-    Raises:
-        ValueError: routing does not have one entry a layer.
+        routing: From the outputs of all encoder layers to the memory of each decoder layer (modules/nets/routing.py);
+            None is the last encoder layer for all.
     """
 
-    def __init__(self, layers: Iterable[DecoderLayer], routing: Sequence[int] | None = None) -> None:
+    def __init__(self, layers: Iterable[DecoderLayer], routing: nn.Module | None = None) -> None:
         super().__init__()
         chain = list(layers)
         self.layers = nn.ModuleList(chain)
         self.causal = all(layer.causal for layer in chain)
-        self.routing = [-1] * len(chain) if routing is None else list(routing)
-        if len(self.routing) != len(chain):
-            raise ValueError(f"routing has {len(self.routing)} entries for {len(chain)} decoder layers")
+        self.routing = routing or FixedRouting([-1] * len(chain))
         self.norm = nn.LayerNorm(chain[-1].self_attn.d_model) if chain[-1].pre else nn.Identity()
 
     def forward(
@@ -216,8 +218,8 @@ class Decoder(nn.Module):
 
         memories are `Encoder.outputs`, or [memory] where the routing is the default.
         """
-        for layer, source in zip(self.layers, self.routing, strict=True):
-            x = layer(x, memories[source], mask, memory_mask)
+        for layer, memory in zip(self.layers, self.routing(memories), strict=True):
+            x = layer(x, memory, mask, memory_mask)
         return self.norm(x)
 
     def start(self, memories: Sequence[Tensor], memory_mask: Tensor | None = None) -> DecoderCache:
@@ -229,8 +231,8 @@ class Decoder(nn.Module):
         if not self.causal:
             raise ValueError("only a causal decoder can go step by step")
         layers = [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
-        pairs = zip(layers, self.routing, strict=True)
-        crosses = [layer.multihead_attn.remember(memories[source]) for layer, source in pairs]
+        pairs = zip(layers, self.routing(memories), strict=True)
+        crosses = [layer.multihead_attn.remember(memory) for layer, memory in pairs]
         return DecoderCache([(KVCache(), cross) for cross in crosses], memory_mask)
 
     def step(self, x: Tensor, cache: DecoderCache) -> Tensor:

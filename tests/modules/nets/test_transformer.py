@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from modules.nets.attention import key_mask, padding_mask
+from modules.nets.routing import FixedRouting
 from modules.nets.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer
 
 D, HEADS, FF = 8, 2, 12
@@ -114,7 +115,9 @@ def test_outputs_are_those_of_each_layer(norm):
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_step_by_step_equals_the_full_pass(norm):
-    decoder = randomised(Decoder([DecoderLayer(D, HEADS, FF, 0.1, norm) for _ in range(2)], routing=[0, 1])).eval()
+    decoder = randomised(
+        Decoder([DecoderLayer(D, HEADS, FF, 0.1, norm) for _ in range(2)], FixedRouting([0, 1]))
+    ).eval()
     x, memory, _, memory_valid = data()
     memories = [memory, -memory]
     full = decoder(x, memories, None, memory_valid)
@@ -130,28 +133,28 @@ def test_beams_go_on_as_if_decoded_alone():
     x, memory, _, memory_valid = data()
     cache = decoder.start([memory], memory_valid)
     decoder.step(x[:, :1], cache)
+    kept = cache.layers[0][1].keys
     sentence = torch.tensor([0, 0, 1, 1, 2, 2])
-    cache.reorder(sentence)  # one row a sentence becomes two beams
+    cache.reorder(sentence)  # one row a sentence becomes two beams, which share its memory
     tokens = torch.randn(6, 4, D)
     decoder.step(tokens[:, :1], cache)
     within = torch.tensor([1, 1, 2, 3, 5, 4])
-    kept = cache.layers[0][1].keys
-    cache.reorder(within, memory=False)
+    cache.reorder(within)
     assert cache.layers[0][1].keys is kept  # no copy
     decoder.step(tokens[:, 1:2], cache)
-    left = torch.tensor([0, 1, 5])  # sentence 1 is done, and a beam of sentence 2
-    cache.reorder(left)
-    out = decoder.step(tokens[:3, 2:3], cache)
+    left = torch.tensor([0, 1, 5, 4])  # sentence 1 is done
+    cache.reorder(left, torch.tensor([0, 2]))
+    out = decoder.step(tokens[:4, 2:3], cache)
     told = torch.cat([x[sentence, :1], tokens[:, :1]], 1)[within]
-    told = torch.cat([torch.cat([told, tokens[:, 1:2]], 1)[left], tokens[:3, 2:3]], 1)
-    expected = decoder(told, [memory[[0, 0, 2]]], None, memory_valid[[0, 0, 2]])
+    told = torch.cat([torch.cat([told, tokens[:, 1:2]], 1)[left], tokens[:4, 2:3]], 1)
+    expected = decoder(told, [memory[[0, 0, 2, 2]]], None, memory_valid[[0, 0, 2, 2]])
     torch.testing.assert_close(out, expected[:, -1:], **CLOSE)
 
 
 def test_routing_decides_which_memory_counts():
     torch.manual_seed(0)
     memories = [torch.randn(2, 4, D, requires_grad=True) for _ in range(3)]
-    decoder = Decoder([DecoderLayer(D, HEADS, FF, 0.0) for _ in range(2)], routing=[0, 2])
+    decoder = Decoder([DecoderLayer(D, HEADS, FF, 0.0) for _ in range(2)], FixedRouting([0, 2]))
     first = []
     decoder.layers[0].register_forward_hook(lambda module, args, out: first.append(out))
     out = decoder(torch.randn(2, 3, D), memories)
@@ -163,8 +166,6 @@ def test_routing_decides_which_memory_counts():
     assert used(first[0]) == [True, False, False]
     assert used(out) == [True, False, True]
     assert used(Decoder([DecoderLayer(D, HEADS, FF)] * 2)(torch.randn(2, 3, D), memories)) == [False, False, True]
-    with pytest.raises(ValueError, match="routing has 1 entries for 2 decoder layers"):
-        Decoder([DecoderLayer(D, HEADS, FF)] * 2, routing=[0])
 
 
 def test_only_a_causal_decoder_goes_step_by_step():
