@@ -13,6 +13,7 @@ VERBS = {
     "kfold": ("kfold", "cross-validation and an ensemble of the folds: --config ... --folds 5"),
     "data": ("data", "get data: sample | fetch | prepare <homework> [DIR]"),
     "bench": ("bench", "measure speed and accuracy against plain references: bench hw1_covid"),
+    "study": ("study", "try an idea of the lectures, claim by claim: study list | NAME | all --report DIR"),
 }
 
 NEXT = """leeml: the homeworks of Hung-yi Lee's machine learning course, in PyTorch Lightning

@@ -1,0 +1,152 @@
+"""A sum of sigmoids fits any continuous function of one variable: built by hand, and trained."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from modules.nets.mlp import MLP
+from scripts.evidence import Finding, Measurements, Study, Table, across, effect, mean_and_spread
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Numbers of sigmoids, and steps of training."""
+
+    counts: tuple[int, ...] = (2, 4, 16, 64)
+    steps: int = 1000
+    rate: float = 0.02
+
+
+def random_function(seed: int) -> tuple[Tensor, Tensor]:
+    """A continuous function with values from -1 to 1 on a grid of [-1, 1]: x and y (401,), float64.
+
+    Smooth waves of random phases, and a jagged line through random points, which no derivative describes.
+    """
+    rng = np.random.default_rng(seed)
+    x = np.linspace(-1, 1, 401)
+    waves = sum(rng.normal() * np.sin(math.pi * n * x + rng.uniform(0, 2 * math.pi)) / n for n in range(1, 5))
+    jagged = np.interp(x, np.linspace(-1, 1, 9), rng.normal(0, 0.5, 9))
+    y = waves + jagged
+    return torch.from_numpy(x), torch.from_numpy(2 * (y - y.min()) / (y.max() - y.min()) - 1)
+
+
+def built(x: Tensor, y: Tensor, count: int) -> MLP:
+    """The project's perceptron with `count` sigmoids set by hand: one a stretch of x, its height by least squares."""
+    net = MLP(1, 1, 1, [count], "sigmoid").double()
+    width = float(x[-1] - x[0]) / count
+    centres = x[0] + width * (torch.arange(count) + 0.5)
+    steepness = 4 / width  # slope 1 across one stretch at the middle of the sigmoid
+    with torch.no_grad():
+        hidden, out = net[0].linear, net[1]
+        hidden.weight.fill_(steepness)  # type: ignore[operator,union-attr]
+        hidden.bias.copy_((-steepness * centres).view(1, 1, -1))  # type: ignore[operator,union-attr]
+        design = net[0](x.view(1, -1, 1))[0]
+        design = torch.cat([design, torch.ones_like(design[:, :1])], dim=1)
+        found = torch.linalg.lstsq(design, y.unsqueeze(1), driver="gelsd").solution
+        out.weight.copy_(found[:-1].unsqueeze(0))  # type: ignore[operator]
+        out.bias.copy_(found[-1:].unsqueeze(0))  # type: ignore[operator]
+    return net
+
+
+def trained(x: Tensor, y: Tensor, count: int, steps: int, rate: float) -> MLP:
+    """The same network from random weights, by Adam on the mean squared error, its rate falling to 0."""
+    net = MLP(1, 1, 1, [count], "sigmoid").double()
+    with torch.no_grad():  # steps as steep as the stretches are narrow
+        net[0].linear.weight.mul_(10)  # type: ignore[operator,union-attr]
+        net[0].linear.bias.mul_(10)  # type: ignore[operator,union-attr]
+    optimizer = torch.optim.Adam(net.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (net(x.view(1, -1, 1)).view(-1) - y).square().mean().backward()
+        optimizer.step()
+        schedule.step()
+    return net
+
+
+def run(settings: Settings, seed: int, root: Path) -> Measurements:
+    """Largest errors by number of sigmoids, and what three of the sums look like."""
+    x, y = random_function(seed)
+    found: Measurements = {"counts": list(settings.counts), "x": x.tolist(), "y": y.tolist(), "curves": {}}
+    for way in ("built", "trained"):
+        largest = []
+        for count in settings.counts:
+            net = built(x, y, count) if way == "built" else trained(x, y, count, settings.steps, settings.rate)
+            with torch.no_grad():
+                said = net(x.view(1, -1, 1)).view(-1)
+            largest.append(float((said - y).abs().max()))
+            if way == "built" and count in settings.counts[1:3]:
+                found["curves"][str(count)] = said.tolist()
+        found[way] = largest
+    return found
+
+
+def judge(measurements: list[Measurements]) -> list[Finding]:
+    """The error of the most sigmoids against that of the fewest, as a power of 2."""
+    findings = []
+    for way, text, part, bits in (
+        ("built", "set by hand", "a quarter", 2.0),
+        ("trained", "trained by Adam", "half", 1.0),
+    ):
+        errors = across(measurements, way)
+        counts = measurements[0]["counts"]
+        claim = f"{text}, {counts[-1]} sigmoids have at most {part} of the largest error of {counts[0]} (log2 ratio)"
+        findings.append(effect(claim, np.log2(errors[:, 0] / errors[:, -1]).tolist(), bits))
+    return findings
+
+
+def figure(measurements: list[Measurements]) -> Figure:
+    """One function with two sums of sigmoids, and the largest error by their number."""
+    drawn = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = drawn.subplots(1, 2)
+    first = measurements[0]
+    left.plot(first["x"], first["y"], color="black", linewidth=2.5, alpha=0.5, label="function")
+    for count, curve in first["curves"].items():
+        left.plot(first["x"], curve, linewidth=1.2, label=f"{count} sigmoids")
+    left.set(xlabel="x", ylabel="y", title="sums of sigmoids set by hand")
+    left.legend()
+    for way, colour in (("built", "tab:blue"), ("trained", "tab:orange")):
+        errors = across(measurements, way)
+        right.loglog(first["counts"], errors.T, color=colour, alpha=0.3, linewidth=0.8)
+        right.loglog(first["counts"], np.exp(np.log(errors).mean(0)), "o-", color=colour, label=way)
+    right.set(xlabel="number of sigmoids", ylabel="largest error", title=f"{len(measurements)} random functions")
+    right.set_xticks(first["counts"], [str(c) for c in first["counts"]])
+    right.minorticks_off()
+    right.legend()
+    return drawn
+
+
+def table(measurements: list[Measurements]) -> Table:
+    """Largest error by number of sigmoids."""
+    rows = [
+        [count, *(mean_and_spread(across(measurements, way)[:, i]) for way in ("built", "trained"))]
+        for i, count in enumerate(measurements[0]["counts"])
+    ]
+    return ["sigmoids", "largest error, built", "largest error, trained"], rows
+
+
+STUDY = Study(
+    number=1,
+    heading="Neuron and Neuron Network",
+    chinese="用許多 Sigmoid 疊加擬合任何函數",
+    claim="A sum of k sigmoids fits any continuous function of one variable: the largest error falls as k grows.",
+    source="Lecture 1 of 2021; Cybenko 1989, Mathematics of Control, Signals and Systems 2",
+    idea="Each sigmoid is a soft step. Cut the axis into k stretches and put one step into each: their heights make a "
+    "curve of as many pieces. That the sum <em>can</em> come close does not say that training finds it, so both are "
+    "measured: steps set by hand, with heights by least squares, and the same network trained from random weights.",
+    formula="y = b + Σ<sub>i</sub> c<sub>i</sub> sigmoid(b<sub>i</sub> + w<sub>i</sub> x)",
+    varies="number of sigmoids; set by hand or trained; one random continuous function a seed",
+    code=("modules/nets/mlp.py:MLP",),
+    quick=Settings(),
+    full=Settings(counts=(2, 4, 8, 16, 32, 64, 128), steps=10000),
+    run=run,
+    judge=judge,
+    figure=figure,
+    table=table,
+    seeds=5,
+)

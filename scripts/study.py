@@ -1,0 +1,256 @@
+"""leeml study: the ideas of the notes as small experiments, each with a claim that can fail and a verdict from data.
+
+`leeml study list` names them, `leeml study NAME` runs one, `leeml study all --report DIR` all, with a page to read.
+"""
+
+import ast
+import hashlib
+import importlib
+import json
+import os
+import pkgutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from tqdm import tqdm
+
+matplotlib.use("Agg")
+
+from callbacks.files import whole, write_text
+from datamodules.errors import DataError
+from scripts import studies
+from scripts.data import data_class
+from scripts.evidence import Finding, Measurements, Study, verdict
+from scripts.mistakes import Parser, UsageError, near
+
+KEPT = 1  # form of the kept measurements; another number measures all anew
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study gave."""
+
+    name: str
+    study: Study[Any]
+    quick: bool
+    measurements: list[Measurements]
+    findings: list[Finding]
+    seconds: float
+    """Of all measurements together, also those that were kept from an earlier call."""
+
+
+def names() -> list[str]:
+    """All studies, by file, in alphabetical order."""
+    return [m.name for m in pkgutil.iter_modules(studies.__path__)]
+
+
+def load(name: str) -> Study[Any]:
+    """The study of a file."""
+    return importlib.import_module(f"scripts.studies.{name}").STUDY
+
+
+def source(place: str) -> tuple[str, int]:
+    """Text and first line of "path:name" in the project; the name of a method is Class.method.
+
+    Raises:
+        LookupError: nothing of this name is defined there.
+    """
+    from datamodules.base import PROJECT
+
+    path, _, name = place.partition(":")
+    text = (PROJECT / path).read_text(encoding="utf-8")
+    node: Any = ast.parse(text)
+    for part in name.split("."):
+        found = [n for n in node.body if getattr(n, "name", None) == part]
+        if not found:
+            raise LookupError(f"{place}: no {part!r} there")
+        node = found[0]
+    return "\n".join(text.splitlines()[node.lineno - 1 : node.end_lineno]), node.lineno
+
+
+def kept_file(name: str, study: Study[Any], settings: Any, seed: int, root: Path) -> Path:
+    """Where a measurement is kept: its name tells settings, seed, data, and the code of study and idea.
+
+    What they use in turn is not looked at: after a change there, delete the folder."""
+    from torch import __version__
+
+    from datamodules.base import PROJECT
+    from datamodules.cache import cache_folder
+
+    places = [f"scripts/studies/{name}.py", "scripts/study_fit.py", *study.code]
+    paths = sorted({place.partition(":")[0] for place in places})
+    code = [hashlib.sha256((PROJECT / path).read_bytes()).hexdigest() for path in paths]
+    data = str(root.absolute()) if study.data else ""
+    key = json.dumps([KEPT, asdict(settings), seed, data, code, __version__], sort_keys=True)
+    return cache_folder() / "studies" / name / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """All generators at a seed; the environment variable by which Lightning remembers it is put back afterwards."""
+    from lightning.pytorch import seed_everything
+
+    before = os.environ.get("PL_GLOBAL_SEED")
+    try:
+        seed_everything(seed, verbose=False)
+        yield
+    finally:
+        os.environ.pop("PL_GLOBAL_SEED", None)
+        if before is not None:
+            os.environ["PL_GLOBAL_SEED"] = before
+
+
+def measure(name: str, study: Study[Any], settings: Any, seed: int, root: Path) -> tuple[Measurements, float]:
+    """Measurements of one seed and the seconds they took, from the cache where they are."""
+    path = kept_file(name, study, settings, seed, root)
+    if path.is_file():
+        kept = json.loads(path.read_text())
+        return kept["measurements"], kept["seconds"]
+    start = time.perf_counter()
+    with seeded(seed):
+        found = study.run(settings, seed, root)
+    seconds = time.perf_counter() - start
+    text = json.dumps({"measurements": found, "seconds": seconds})
+    write_text(path, text)
+    return json.loads(text)["measurements"], seconds  # the same types as from the file
+
+
+def data_root(study: Study[Any], quick: bool, root: Path | None) -> Path:
+    """Root of the study's data: generated and kept in the cache for quick, the user's for full."""
+    from datamodules.base import default_root
+    from datamodules.cache import cache_folder
+
+    if not quick:
+        return (root or default_root()).expanduser()
+    made = cache_folder() / "studies" / "samples"
+    if study.data is not None:
+        folder, cls = made / study.data / "sample", data_class(study.data)
+        if not cls.has_files(folder):
+            cls.sample(folder)
+    return made
+
+
+def run_studies(
+    chosen: list[str], quick: bool, seeds: int | None, root: Path | None
+) -> tuple[list[Outcome], dict[str, str]]:
+    """Outcomes in the order of the notes; studies without their data are left out and named, with the reason."""
+    plans = sorted(((load(name), name) for name in chosen), key=lambda plan: plan[0].number)
+    counts = [1 if study.seeds == 1 else seeds or study.seeds for study, _ in plans]
+    outcomes, left_out = [], {}
+    with tqdm(total=sum(counts), unit="seed", file=sys.stderr) as bar:
+        for (study, name), count in zip(plans, counts, strict=True):
+            bar.set_description(name)
+            try:
+                measured = []
+                place = data_root(study, quick, root)
+                for seed in range(count):
+                    measured.append(measure(name, study, study.quick if quick else study.full, seed, place))
+                    bar.update()
+            except DataError as error:
+                left_out[name] = str(error)
+                continue
+            found, seconds = [m for m, _ in measured], sum(s for _, s in measured)
+            outcomes.append(Outcome(name, study, quick, found, study.judge(found), seconds))
+    return outcomes, left_out
+
+
+def describe(outcome: Outcome) -> str:
+    """Claim, verdict, findings and table as text."""
+    study = outcome.study
+    columns, rows = study.table(outcome.measurements)
+    cells = [columns, *([f"{c:.4g}" if isinstance(c, float) else str(c) for c in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    lines = [f"\n{study.number} {outcome.name}: {verdict(outcome.findings)}", f"  claim: {study.claim}"]
+    lines += [f"  - {f.text}: {f.result} ({f.numbers})" for f in outcome.findings]
+    lines += ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def scalars(found: Measurements) -> dict[str, float]:
+    """The single numbers among measurements; those of inner tables as outer/inner."""
+    numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+    for name, inner in found.items():
+        if isinstance(inner, dict):
+            numbers |= {f"{name}/{key}": value for key, value in scalars(inner).items()}
+    return numbers
+
+
+def log_wandb(outcome: Outcome, picture: Path) -> None:
+    """One W&B group a study: a run a seed with its numbers, and one with the verdict, the figure and the table."""
+    import wandb
+
+    from callbacks.wandb_record import has_key
+
+    def begin(run: str, config: dict[str, Any]) -> Any:
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "leeml"), group=f"study-{outcome.name}", name=run, config=config,
+            dir=picture.parent, mode=None if has_key() else "offline", reinit="finish_previous",
+        )  # fmt: skip
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    study = outcome.study
+    settings = asdict(study.quick if outcome.quick else study.full)
+    for seed, found in enumerate(outcome.measurements):
+        with begin(f"seed {seed}", settings | {"seed": seed}) as run:
+            run.summary.update(scalars(found))
+    with begin("verdict", settings | {"claim": study.claim}) as run:
+        columns, rows = study.table(outcome.measurements)
+        table = wandb.Table([*columns], [[str(cell) for cell in row] for row in rows])
+        run.log({"figure": wandb.Image(str(picture)), "table": table})
+        run.summary.update({"verdict": verdict(outcome.findings)} | {f.text: f.result for f in outcome.findings})
+
+
+def show_list() -> None:
+    """Print number, name and claim of every study."""
+    for study, name in sorted(((load(name), name) for name in names()), key=lambda pair: pair[0].number):
+        print(f"  {study.number:>2}  {name:<17} {study.claim}")
+
+
+def main(args: list[str]) -> int:
+    """Run studies, print their verdicts, save figures, write the page; 1 if a study that was asked for had no data."""
+    parser = Parser(prog="leeml study", description=__doc__)
+    parser.add_argument("name", help=f"list, all, or one of: {', '.join(names())}")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="generated data, under a minute each (default)")
+    size.add_argument("--full", action="store_true", help="real data and larger settings")
+    parser.add_argument("--seeds", type=int, help="seeds of studies that chance enters (default: the study's own)")
+    parser.add_argument("--data.root", dest="root", type=Path, help="data folder with one sub-folder a homework")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write the page DIR/index.html")
+    parser.add_argument("--wandb", action="store_true", help="log to Weights & Biases too (offline without a key)")
+    own = parser.parse_args(args[1:])
+    if own.name == "list":
+        show_list()
+        return 0
+    if own.name not in ("all", *names()):
+        hint = near(own.name, names(), 0.4) or f"; there are {', '.join(names())}"
+        raise UsageError(f"no study {own.name!r}{hint}")
+    if own.seeds is not None and own.seeds < 1:
+        raise UsageError(f"--seeds {own.seeds}: expected at least 1")
+    outcomes, left_out = run_studies(names() if own.name == "all" else [own.name], not own.full, own.seeds, own.root)
+    if own.name in left_out:
+        raise DataError(left_out[own.name])
+    from datamodules.base import PROJECT
+
+    folder = PROJECT / "runs" / "studies" / ("full" if own.full else "quick")
+    for outcome in outcomes:
+        print(describe(outcome))
+        picture = folder / f"{outcome.name}.png"
+        with whole(picture) as scratch:
+            outcome.study.figure(outcome.measurements).savefig(scratch, format="png", dpi=130)
+        print(f"  figure: {picture}")
+        if own.wandb:
+            log_wandb(outcome, picture)
+    for name, reason in left_out.items():
+        print(f"\n{name}: not run: {reason}")
+    if own.report:
+        from scripts.report import page
+
+        write_text(own.report / "index.html", page(outcomes, left_out))
+        print(f"\npage: {own.report / 'index.html'}")
+    return 1 if left_out else 0
