@@ -1,4 +1,4 @@
-"""Writes the course's submission file from what `predict` returns."""
+"""Writes the course's submission file from what `predict` returns: a table, or lines of text."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -20,13 +20,20 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
         writer.writerows(rows)
 
 
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a line of text each; the file appears whole or not at all."""
+    with whole(path) as scratch:
+        scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+
+
 class Submission(BasePredictionWriter):
     """Collects `row` and `prediction` of every batch and rank, and writes them in the order of the test file.
 
-    The datamodule says what the file looks like: `submission(predictions) -> (header, rows)`.
+    The datamodule says what the table looks like: `submission(predictions) -> (header, rows)`. Where batches bring
+    `text`, a list of strings, in place of `prediction`, it is written as it is, a line each.
 
     Args:
-        path: Where to; null means submission.csv in the run folder.
+        path: Where to; null means submission.csv, or submission.txt, in the run folder.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -38,7 +45,7 @@ class Submission(BasePredictionWriter):
     ) -> None:
         """Gather over ranks, sort by row, write."""
         shares: list[Any] = [None] * trainer.world_size
-        mine = [{k: v.cpu() for k, v in batch.items()} for batch in predictions]
+        mine = [{k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in b.items()} for b in predictions]
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(shares, mine)
         else:
@@ -47,9 +54,13 @@ class Submission(BasePredictionWriter):
             return
         batches = [batch for share in shares for batch in share]
         order = torch.cat([b["row"] for b in batches]).argsort()
+        folder, dry = Path(trainer.default_root_dir), trainer.fast_dev_run  # type: ignore[attr-defined]
+        if "text" in batches[0]:
+            texts = [line for b in batches for line in b["text"]]
+            if not dry:
+                write_lines(self.path or folder / "submission.txt", (texts[place] for place in order.tolist()))
+            return
         values = torch.cat([b["prediction"] for b in batches])[order].float().numpy()
         header, rows = trainer.datamodule.submission(values)  # type: ignore[attr-defined]
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        path = self.path or Path(trainer.default_root_dir) / "submission.csv"
-        write_csv(path, header, rows)
+        if not dry:
+            write_csv(self.path or folder / "submission.csv", header, rows)

@@ -97,6 +97,11 @@ class HomeworkData(LightningDataModule, ABC):
         """
         raise DataError(f"{cls.homework} needs no preparation: its files are read as they are")
 
+    @classmethod
+    def describe(cls, root: Path) -> list[str]:
+        """What the data under `root` is to a network, line by line, for `leeml data describe`."""
+        raise DataError(f"{cls.homework} has no description; leeml fit prints its counts")
+
     @abstractmethod
     def split(self) -> list[Fold]:
         """All folds of the labelled rows; called after the files are read."""

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -63,10 +63,11 @@ def decode(paths: Sequence[Path], size: int, bad: Literal["skip", "refuse"] = "s
     header = _header(len(names), size)
     pixels = len(names) * size * size * 3
     length = len(header) + pixels + len(names)
-    if not _is_whole(target, length):
-        with FileLock(f"{target}.lock"):
-            if not _is_whole(target, length):  # else another process built it while this one waited
-                _build(target, header, names, size)
+    make_once(
+        target,
+        lambda part: _build(part, header, names, size),
+        lambda path: path.is_file() and path.stat().st_size == length,
+    )
     images = np.memmap(target, np.uint8, "r", len(header), (len(names), size, size, 3))
     good = np.fromfile(target, np.uint8, len(names), offset=len(header) + pixels).astype(bool)
     if not good.all():
@@ -114,6 +115,33 @@ def content_digests(folder: Path, names: list[str]) -> list[str]:
     return [entry[3] for entry in known]
 
 
+def make_once(target: Path, make: Callable[[Path], None], is_whole: Callable[[Path], bool] = Path.is_file) -> Path:
+    """`target`, written by `make(part)` where it is not whole yet, by one process while others wait.
+
+    It appears by rename; whatever goes wrong leaves nothing. An OSError carries a file name.
+    """
+    if not is_whole(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not is_whole(target):  # else another process made it while this one waited
+                _make(target, make)
+    return target
+
+
+def _make(target: Path, make: Callable[[Path], None]) -> None:
+    part = target.with_name(f"{target.name}.part")
+    try:
+        make(part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())  # else a power cut may leave a file of the right length, and empty
+        os.replace(part, target)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(target)  # a full disk does not say where
+        raise
+
+
 def _write_whole(path: Path, data: bytes) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_bytes(data)
@@ -128,33 +156,19 @@ def _header(count: int, size: int) -> bytes:
     return header.getvalue()
 
 
-def _is_whole(target: Path, length: int) -> bool:
-    return target.is_file() and target.stat().st_size == length
-
-
-def _build(target: Path, header: bytes, names: list[str], size: int) -> None:
-    """Decode all files into `target`, which appears by rename when it is whole."""
-    part = target.with_name(f"{target.name}.part")
+def _build(part: Path, header: bytes, names: list[str], size: int) -> None:
+    """Decode all files into `part`."""
     good = np.ones(len(names), np.uint8)
     jobs = [(part, len(header) + i * size * size * 3, size, names[i : i + CHUNK]) for i in range(0, len(names), CHUNK)]
-    try:
-        part.write_bytes(header)
-        # processes, as Pillow holds the GIL while it decodes; joblib's do not run the user's own script again
-        workers = Parallel(n_jobs=max(1, min(cpu_count(), len(names) // SHARE)), return_as="generator")
-        with tqdm(total=len(names), desc="decoding images", leave=False) as bar:
-            for number, rows in enumerate(workers(delayed(_fill)(*job) for job in jobs)):
-                good[number * CHUNK :][: len(rows)] = rows
-                bar.update(len(rows))
-        with part.open("ab") as file:
-            file.write(good.tobytes())
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave a map of the right length, and black
-        os.replace(part, target)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(target)  # a full disk does not say where
-        raise
+    part.write_bytes(header)
+    # processes, as Pillow holds the GIL while it decodes; joblib's do not run the user's own script again
+    workers = Parallel(n_jobs=max(1, min(cpu_count(), len(names) // SHARE)), return_as="generator")
+    with tqdm(total=len(names), desc="decoding images", leave=False) as bar:
+        for number, rows in enumerate(workers(delayed(_fill)(*job) for job in jobs)):
+            good[number * CHUNK :][: len(rows)] = rows
+            bar.update(len(rows))
+    with part.open("ab") as file:
+        file.write(good.tobytes())
 
 
 def _fill(part: Path, offset: int, size: int, names: list[str]) -> list[bool]:

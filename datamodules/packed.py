@@ -8,12 +8,11 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
-from filelock import FileLock
 from joblib import Parallel, cpu_count, delayed
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.cache import cache_folder, content_digests, digest
+from datamodules.cache import cache_folder, content_digests, digest, make_once
 from datamodules.errors import DataError
 
 SHARE = 5000  # files that must be there for each worker
@@ -67,11 +66,7 @@ def pack(files: Sequence[Path], read: Callable[[Path], np.ndarray], precision: P
     folder.mkdir(parents=True, exist_ok=True)
     key = [str(FORMAT), f"{read.__module__}.{read.__qualname__}", *content_digests(folder, names)]
     target = folder / f"{precision}-{digest(key)}.npy"
-    if not _is_whole(target):
-        with FileLock(f"{target}.lock"):
-            if not _is_whole(target):  # else another process built it while this one waited
-                _build(target, names, read, precision)
-    return _open(target)
+    return _open(make_once(target, lambda part: _build(part, _offsets(target), names, read, precision), _is_whole))
 
 
 def concatenate(utterances: Sequence[np.ndarray]) -> Packed:
@@ -98,42 +93,37 @@ def _is_whole(target: Path) -> bool:
     return True
 
 
-def _build(target: Path, names: list[str], read: Callable[[Path], np.ndarray], precision: Precision) -> None:
-    """Read all files into `target`; its offsets appear last, and with them it is whole."""
-    part = target.with_name(f"{target.name}.part")
+def _build(
+    part: Path, offsets: Path, names: list[str], read: Callable[[Path], np.ndarray], precision: Precision
+) -> None:
+    """Read all files into `part`, and write where each begins into `offsets`."""
     lengths: list[int] = []
     width = 0
-    try:
-        # a .pt file takes 1.5 ms: fewer than SHARE are read before a worker has loaded torch
-        workers = Parallel(n_jobs=max(1, min(cpu_count(), len(names) // SHARE)), return_as="generator")
-        found = workers(delayed(read)(Path(name)) for name in names)
-        with part.open("w+b") as file, tqdm(found, total=len(names), desc="packing frames", leave=False) as bar:
-            for name, rows in zip(names, bar, strict=True):
-                with np.errstate(over="ignore"):  # said below, with the name of the file
-                    rows = np.ascontiguousarray(rows, precision)
-                if not np.isfinite(rows).all():
-                    raise DataError(f"{name}: a value that is no finite number, or too large for {precision}; mend it")
-                if not lengths:
-                    width = rows.shape[1]
-                    _write_header(file, 0, width, precision)
-                if rows.shape[1:] != (width,):
-                    raise DataError(f"{name}: frames of shape {rows.shape[1:]}, expected {width} wide as in {names[0]}")
-                file.write(rows.data)
-                lengths.append(len(rows))
-            file.seek(0)
-            _write_header(file, sum(lengths), width, precision)  # NumPy leaves room in it for any number of rows
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave a map of the right length, and empty
-        _offsets(target).unlink(missing_ok=True)
-        os.replace(part, target)
-        with part.open("wb") as file:
-            np.save(file, np.cumsum([0, *lengths]))
-        os.replace(part, _offsets(target))
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(target)  # a full disk does not say where
-        raise
+    # a .pt file takes 1.5 ms: fewer than SHARE are read before a worker has loaded torch
+    workers = Parallel(n_jobs=max(1, min(cpu_count(), len(names) // SHARE)), return_as="generator")
+    found = workers(delayed(read)(Path(name)) for name in names)
+    with part.open("w+b") as file, tqdm(found, total=len(names), desc="packing frames", leave=False) as bar:
+        for name, rows in zip(names, bar, strict=True):
+            with np.errstate(over="ignore"):  # said below, with the name of the file
+                rows = np.ascontiguousarray(rows, precision)
+            if not np.isfinite(rows).all():
+                raise DataError(f"{name}: a value that is no finite number, or too large for {precision}; mend it")
+            if not lengths:
+                width = rows.shape[1]
+                _write_header(file, 0, width, precision)
+            if rows.shape[1:] != (width,):
+                raise DataError(f"{name}: frames of shape {rows.shape[1:]}, expected {width} wide as in {names[0]}")
+            file.write(rows.data)
+            lengths.append(len(rows))
+        file.seek(0)
+        _write_header(file, sum(lengths), width, precision)  # NumPy leaves room in it for any number of rows
+    offsets.unlink(missing_ok=True)
+    make_once(offsets, lambda part: _save(part, np.cumsum([0, *lengths])))
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:  # np.save itself adds a suffix to a name
+        np.save(file, array)
 
 
 def _write_header(file: BinaryIO, count: int, width: int, precision: Precision) -> None:

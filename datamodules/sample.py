@@ -29,6 +29,11 @@ SURVEY = [
 DAYS, WINDOWS, TRAIN_ROWS = 5, 102, 2699
 PHONES, SPOKEN = 41, {"train": 60, "test": 15}  # classes, of which 0 is silence, and utterances
 SPEAKERS, HEARD = 16, {"train": 12, "test": 3}  # voices, and utterances of each
+PAIRS, WORDS = {"raw": 3000, "test": 200}, {"noun": 60, "verb": 40, "adjective": 30, "place": 20, "time": 12}
+HAN = (
+    "人大山水火木日月天地風雨雪花草果米魚鳥牛馬羊書車船門窗路橋田國家城市村店學校園心手口目耳頭足身衣食住行走看聽說讀寫"
+    "唱想愛給買來去開吃喝玩做笑坐飛高長新舊好美紅黃藍白黑明暗早晚春夏秋冬東西南北前後上下左中外老友父母子女王生電光音色"
+)
 FOODS, FOOD_IMAGES = 11, {"training": 24, "validation": 6, "test": 4, "unlabeled": 8}  # images a class
 
 
@@ -192,3 +197,73 @@ def write_speakers(folder: Path, seed: int = 0) -> list[Path]:
         ]
         written += write_dataset(folder, cast(Part, part), utterances)
     return written
+
+
+def _dictionary(rng: np.random.Generator) -> dict[str, list[tuple[str, str]]]:
+    """Words of each kind in made-up English and Chinese, no two alike in either language."""
+    count = sum(WORDS.values())
+    syllables = [
+        c + v for c in ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "sh", "th") for v in "aeiou"
+    ]
+    english = [f"{a}{b}{end}" for a in syllables for b in syllables for end in ("", "n", "r")]
+    chinese = [a + b for a in HAN for b in HAN if a != b]
+    pairs = zip(rng.choice(english, count, False).tolist(), rng.choice(chinese, count, False).tolist(), strict=True)
+    return {kind: [next(pairs) for _ in range(number)] for kind, number in WORDS.items()}
+
+
+def _said(rng: np.random.Generator, words: dict[str, list[tuple[str, str]]]) -> tuple[str, str]:
+    """A sentence and its translation: time and place stand last in English, and before the verb in Chinese."""
+
+    def pick(kind: str) -> tuple[str, str]:
+        return words[kind][rng.integers(len(words[kind]))]
+
+    def thing() -> tuple[str, str]:
+        (noun, han), number = pick("noun"), int(rng.integers(3))
+        adjective, colour = pick("adjective") if rng.random() < 0.5 else ("", "")
+        said = f"{('the', 'a', 'two')[number]} {adjective} {noun}{'s' * (number == 2)}"
+        return " ".join(said.split()), ("這", "一", "兩")[number] + "個" + (colour and f"{colour}的") + han
+
+    subject, verb, target = thing(), pick("verb"), thing()
+    place = pick("place") if rng.random() < 0.5 else ("", "")
+    time = pick("time") if rng.random() < 0.5 else ("", "")
+    asked, denied, over = rng.random() < 0.2, rng.random() < 0.2, rng.random() < 0.5
+    english = [
+        subject[0],
+        "not" if denied else "",
+        verb[0] + "ed" * over,
+        target[0],
+        place[0] and f"in {place[0]}",
+        time[0],
+    ]
+    first = " ".join(filter(None, (["does"] if asked else []) + english))
+    chinese = (
+        (time[1] and f"{time[1]}，")
+        + subject[1]
+        + (place[1] and f"在{place[1]}")
+        + "不" * denied
+        + verb[1]
+        + "了" * over
+    )
+    return first.capitalize() + ".?"[asked], chinese + target[1] + ("嗎？" if asked else "。")
+
+
+def write_translation(folder: Path, seed: int = 0) -> list[Path]:
+    """Write raw.en and raw.zh, 3,000 pairs of two made-up languages, and test.en and test.zh, 200 others."""
+    names = [f"{part}.{language}" for part in PAIRS for language in ("en", "zh")]
+    if there := [folder / name for name in names if (folder / name).exists()]:
+        raise DataError(f"{there[0]}: there already; move it away, or name another folder")
+    rng = np.random.default_rng(seed)
+    words = _dictionary(rng)
+    pairs: dict[str, str] = {}
+    while len(pairs) < sum(PAIRS.values()):
+        pairs.update([_said(rng, words)])
+    lines = iter(pairs.items())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        for part, count in PAIRS.items():
+            sides = zip(*(next(lines) for _ in range(count)), strict=True)
+            for language, side in zip(("en", "zh"), sides, strict=True):
+                text = "".join(f"{line}\n" for line in side)
+                (Path(scratch) / f"{part}.{language}").write_text(text, encoding="utf-8", newline="\n")
+        folder.mkdir(exist_ok=True)
+        return [Path(shutil.move(Path(scratch) / name, folder / name)) for name in names]

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Sampler
 from datamodules.errors import DataError
 
 JITTER = 0.03  # of the lengths when they are sorted: company changes from epoch to epoch, padding hardly grows
+STRIP = 3  # batches of pairs with the longer side alike, among which the other side tells who shares one
 
 
 class MemberBatchSampler(Sampler[torch.Tensor]):
@@ -80,8 +81,11 @@ def length_buckets(
     are those of an optimizer step over all ranks together, and each rank takes every world-th sequence of each: all
     have the same number of batches, none is empty.
 
+    Pairs of sequences go by their longer side. Some batches of them in a row are sorted once more, by how much longer
+    the first side is: of pairs that agree in both, neither side is padded much.
+
     Args:
-        lengths: Frames of each sequence, (U,).
+        lengths: Frames of each sequence, (U,), or of both sides of each pair, (U, 2).
         max_frames: Of a batch over all ranks, sequences x the longest of them; room for 2 w - 1 of the
             longest one is always there, with w ranks.
         seed, epoch: Of the order.
@@ -92,17 +96,23 @@ def length_buckets(
     """
     if len(lengths) < world_size:
         raise DataError(f"{len(lengths)} utterances cannot be shared out over {world_size} processes; start fewer")
+    longer, strip = (lengths.max(1), STRIP) if lengths.ndim == 2 else (lengths, 1)
     # the k-th longest after any jitter is at most so long: the same cuts hold for every epoch
-    longest = -np.sort(-lengths) * (1 + JITTER) / (1 - JITTER)
+    longest = np.floor(-np.sort(-longer) * (1 + JITTER) / (1 - JITTER)).tolist()
     # with 2 w - 1 of the longest, the last batch can be filled up to w and leave w in the one before
     room = max(max_frames, longest[0] * (2 * world_size - 1))
-    starts = [0]
+    starts, head = [0], 0
     for place in range(len(longest)):
-        if longest[starts[-1]] * (place + 1 - starts[-1]) > room:
+        if longest[head] * (place + 1 - starts[-1]) > room:
+            head = head if len(starts) % strip else place  # anyone in the strip may be in any of its batches
             starts.append(place)
     starts[1:] = [min(start, len(lengths) - world_size) for start in starts[1:]]  # one for each rank in the last batch
     noise = np.random.default_rng((seed, epoch))
-    order = np.argsort(-lengths * noise.uniform(1 - JITTER, 1 + JITTER, len(lengths)))
+    order = np.argsort(-longer * noise.uniform(1 - JITTER, 1 + JITTER, len(longer)))
+    if lengths.ndim == 2:
+        number = np.searchsorted(starts[::strip], np.arange(len(order)), side="right")
+        lean = np.subtract(*lengths[order].T)
+        order = order[np.lexsort((np.where(number % 2, lean, -lean), number))]  # to and fro: strips meet where alike
     batches = np.split(order, starts[1:])
     return [batches[i][rank::world_size] for i in noise.permutation(len(batches))]
 
@@ -112,7 +122,7 @@ class LengthBucketSampler(Sampler[torch.Tensor]):
 
     Args:
         sequences: Their numbers.
-        lengths: Frames of each, in the same order.
+        lengths: Frames of each, (U,), or of both sides of each pair, (U, 2), in the same order.
         max_frames: Of a batch over all ranks, with padding.
         seed: Seed of the order.
         rank, world_size: This process and the number of them.

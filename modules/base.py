@@ -52,6 +52,7 @@ class HomeworkModule(LightningModule):
         self.new_optimizer: OptimizerCallable = optimizer or torch.optim.AdamW
         self.facts: dict[str, Any] | None = None
         self._train_sums = torch.zeros(4)  # of this epoch so far: losses, steps, right answers, answers
+        self._counts: list[Any] = []  # rows or tokens of each batch of an accumulated step, over all ranks
 
     def build(self, facts: dict[str, Any]) -> None:
         """Create networks and metrics from what the data knows."""
@@ -84,17 +85,34 @@ class HomeworkModule(LightningModule):
         return self.new_optimizer([{"params": decayed}, {"params": free, "weight_decay": 0.0}])
 
     def global_mean(self, total: Tensor, count: int) -> Tensor:
-        """Mean over the rows of all ranks, scaled so that DDP's average of gradients is its exact gradient.
+        """Mean over what counts (rows, tokens) of all ranks, scaled so that DDP's average of gradients is exact.
+
+        Where gradients are accumulated, it is the mean over all batches of the optimizer step: each is divided by the
+        count of the first, and `on_before_optimizer_step` mends the scale when that of all is known.
 
         Args:
             total: Sum of this rank's losses.
-            count: Rows behind it.
+            count: Rows or tokens behind it.
         """
-        world = self.trainer.world_size
-        if world == 1:
-            return total / count
-        rows = torch.tensor(float(count), device=self.device)
-        return total * world / self.trainer.strategy.reduce(rows, reduce_op="sum")
+        world, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        if world > 1:
+            everywhere = torch.tensor(float(count), device=self.device)
+            counted: Any = self.trainer.strategy.reduce(everywhere, reduce_op="sum")
+        else:
+            counted = count
+        if parts > 1:
+            self._counts.append(counted)
+            counted = self._counts[0]
+        return total * world / counted
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Divide the gradient by what was counted in all accumulated batches."""
+        if self._counts:
+            scale = self.trainer.accumulate_grad_batches * self._counts[0] / sum(self._counts)
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= scale
+            self._counts = []
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make this step's noise a pure function of (seed, epoch, batch, rank), so that a resumed run repeats it."""

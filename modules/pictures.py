@@ -60,7 +60,7 @@ def printable(text: str) -> str:
     return "".join(letters).replace("$", r"\$")
 
 
-def _with_fonts(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def with_fonts(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw with `families`."""
 
     @wraps(draw)
@@ -82,7 +82,7 @@ def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figu
     return figure, panels
 
 
-@_with_fonts
+@with_fonts
 def confusion_matrix(matrix: Tensor, classes: Sequence[str]) -> Figure:
     """Confusion matrix, coloured by the share of each row, with counts in the cells while there is room for them.
 
@@ -116,7 +116,7 @@ def _accuracy(counts: Tensor) -> float:
     return float(counts.trace() / counts.sum().clamp(min=1))
 
 
-@_with_fonts
+@with_fonts
 def class_accuracy(matrix: Tensor, classes: Sequence[str]) -> Figure:
     """Share of each class that is found, the worst class on top, beside its number of samples.
 
@@ -147,7 +147,7 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join("\n".join(wrap(line, width)) for line in text.split("\n"))
 
 
-@_with_fonts
+@with_fonts
 def sheet(images: Tensor, titles: Sequence[str], columns: int = 6) -> Figure:
     """A sheet of pictures, each under its title.
 
@@ -237,7 +237,7 @@ def _colours(classes: int) -> Colormap:
     return colormaps["turbo"].resampled(classes)
 
 
-@_with_fonts
+@with_fonts
 def embedding(layers: dict[str, Tensor], labels: Tensor, classes: Sequence[str]) -> Figure:
     """How a network's layers set the classes apart: the features of each, laid out in a plane.
 
@@ -263,7 +263,7 @@ def embedding(layers: dict[str, Tensor], labels: Tensor, classes: Sequence[str])
     return figure
 
 
-@_with_fonts
+@with_fonts
 def labelled_frames(x: Tensor, tracks: dict[str, Tensor], classes: Sequence[str], seconds: float = 0.01) -> Figure:
     """Features over time, and below them rows of labels, such as true and predicted phones.
 
@@ -302,7 +302,7 @@ def labelled_frames(x: Tensor, tracks: dict[str, Tensor], classes: Sequence[str]
     return figure
 
 
-@_with_fonts
+@with_fonts
 def attention_maps(x: Tensor, layers: dict[str, Tensor]) -> Figure:
     """Where each head of each layer looks, under the frames it looks at.
 

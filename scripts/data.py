@@ -1,4 +1,4 @@
-"""leeml data: generate a sample, download what the course published, or prepare raw files, for any homework."""
+"""leeml data: generate a sample, download what the course published, prepare raw files, or describe what is there."""
 
 import importlib
 import inspect
@@ -52,6 +52,7 @@ def main(args: list[str]) -> int:
         "sample": "write a small generated set in the course's layout",
         "fetch": "download the course's files",
         "prepare": "turn raw files into the course's layout",
+        "describe": "print counts, lengths and batches of the data",
     }
     parser = Parser(
         prog="leeml data", description=__doc__, formatter_class=RawDescriptionHelpFormatter,
@@ -62,7 +63,7 @@ def main(args: list[str]) -> int:
     parser = Parser(prog=f"leeml data {verb}", description=help_of[verb])
     parser.add_argument("homework", help=", ".join(homeworks()))
     parser.add_argument(
-        "root", nargs="?", type=Path, help="data folder with one sub-folder a homework, to be written to "
+        "root", nargs="?", type=Path, help="data folder with one sub-folder a homework "
         "(default: $LEEML_DATA, else data/ in the project)",
     )  # fmt: skip
     if verb == "sample":
@@ -80,6 +81,9 @@ def main(args: list[str]) -> int:
 
     root = (own.root or default_root()).expanduser()
     folder = root / own.homework
+    if verb == "describe":
+        print(*cls.describe(root), sep="\n")
+        return 0
     if verb == "sample":
         there = [p.name for p in folder.iterdir() if cls.has_files(p)] if folder.is_dir() else []
         if own.if_empty and (there or cls.has_files(folder)):

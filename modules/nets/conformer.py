@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.nets.attention import MultiHeadAttention, key_mask
+from modules.nets.dropout import Dropout
 from modules.nets.positions import RelativePositions
 
 
@@ -59,9 +60,9 @@ class FeedForward(nn.Sequential):
             nn.LayerNorm(d_model),
             nn.Linear(d_model, d_ff),
             nn.SiLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(d_ff, d_model),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
 
 
@@ -86,7 +87,7 @@ class ConvolutionModule(nn.Module):
         self.depthwise = nn.Conv1d(d_model, d_model, kernel, padding=kernel // 2, groups=d_model)
         self.batch_norm = MaskedBatchNorm(d_model)
         self.pointwise2 = nn.Linear(d_model, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D), mask (B, T) -> (B, T, D)."""
@@ -117,7 +118,7 @@ class ConformerBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(d_model)
         positions = RelativePositions(d_model, heads) if relative else None
         self.attention = MultiHeadAttention(d_model, heads, dropout, relative=positions)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.convolution = ConvolutionModule(d_model, kernel, dropout)
         self.feed_forward2 = FeedForward(d_model, d_ff, dropout)
         self.norm = nn.LayerNorm(d_model)

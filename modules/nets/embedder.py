@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from modules.nets.dropout import Dropout
+
 
 class Embedder(nn.Module):
     """(B, T, D), mask (B, T) -> (B, out).
@@ -21,9 +23,7 @@ class Embedder(nn.Module):
         width: Any = pool.out
         self.out: int = hidden or width
         """Width of the output."""
-        self.last = nn.Sequential(
-            *([] if hidden is None else [nn.Linear(width, hidden), nn.ReLU()]), nn.Dropout(dropout)
-        )
+        self.last = nn.Sequential(*([] if hidden is None else [nn.Linear(width, hidden), nn.ReLU()]), Dropout(dropout))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D), mask (B, T) -> (B, out)."""

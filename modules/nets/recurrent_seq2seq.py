@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from modules.nets.dropout import Dropout
 from modules.nets.recurrent import Recurrent
 from modules.nets.seq2seq import Memory, Seq2Seq
 
@@ -71,7 +72,7 @@ class RecurrentSeq2Seq(Seq2Seq):
         self.attention = SourceAttention(width, 2 * hidden)
         self.decoder = Recurrent(width, 2 * hidden, layers, "gru", False, dropout)
         self.project_out = nn.Linear(2 * hidden, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.apply(self._begin)
 
     @staticmethod

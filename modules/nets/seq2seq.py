@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modules.nets.dropout import Dropout
 from modules.nets.positions import LearnedPositions, Positions, absolute_positions
 from modules.nets.routing import Routing, make_routing
 from modules.nets.transformer import Activation, Decoder, DecoderCache, DecoderLayer, Encoder, EncoderLayer, Norm
@@ -107,12 +108,10 @@ class TransformerSeq2Seq(Seq2Seq):
         self.target_table = self.source_table if share else nn.Embedding(vocabulary, d_model)
         self.output_table = self.source_table if share else nn.Embedding(vocabulary, d_model)
         for table in {self.source_table, self.target_table, self.output_table}:
-            nn.init.normal_(
-                table.weight, std=d_model**-0.5
-            )  # sqrt(d_model) x it, and the output's logits, begin near 1
+            nn.init.normal_(table.weight, std=d_model**-0.5)  # sqrt(d_model) x it begins near 1, and so do logits
         self.positions = absolute_positions(positions, d_model, max_length)
         self.max_length = max_length if isinstance(self.positions, LearnedPositions) else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.encoder = Encoder(EncoderLayer(d_model, heads, d_ff, dropout, norm, activation) for _ in range(layers))
         self.decoder = Decoder(
             [DecoderLayer(d_model, heads, d_ff, dropout, norm, activation, causal) for _ in range(depth)],

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from modules.nets.attention import KVCache, MultiHeadAttention, key_mask
+from modules.nets.dropout import Dropout
 from modules.nets.routing import FixedRouting
 
 Norm = Literal["post", "pre"]
@@ -45,7 +46,7 @@ class EncoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(d_model)
         self.norm2 = nn.LayerNorm(d_model)
         self.activation = nn.ReLU() if activation == "relu" else nn.GELU()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return self.dropout(self.self_attn(x, None, mask))
@@ -125,7 +126,7 @@ class DecoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(d_model)
         self.norm3 = nn.LayerNorm(d_model)
         self.activation = nn.ReLU() if activation == "relu" else nn.GELU()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def _attend(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         return self.dropout(self.self_attn(x, None, mask, self.causal, cache=cache))

@@ -224,10 +224,14 @@ def padding(lengths: np.ndarray, max_frames: int, world_size: int = 1) -> float:
     return 1 - lengths.sum() / sum(lengths[batch].max() * len(batch) for batch in batches)
 
 
+SEQUENCES = st.lists(st.integers(1, 20), min_size=1, max_size=40).map(np.array)
+PAIRS = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=40).map(np.array)
+
+
 @example(lengths=np.ones(6, int), max_frames=5, world_size=3, seed=0, epoch=0)  # 5 and 1, and no rank may go without
 @settings(max_examples=200)
 @given(
-    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=40).map(np.array),
+    lengths=SEQUENCES | PAIRS,
     max_frames=st.integers(0, 150),
     world_size=st.integers(1, 8),
     seed=st.integers(0, 9),
@@ -248,6 +252,20 @@ def test_length_buckets(lengths: np.ndarray, max_frames: int, world_size: int, s
     again = length_buckets(lengths, max_frames, seed, epoch, 0, world_size)
     assert [batch.tolist() for batch in again] == [batch.tolist() for batch in ranks[0]]
     assert len(length_buckets(lengths, max_frames, seed + 1, epoch + 1, 0, world_size)) == len(ranks[0])
+
+
+def test_pairs_are_alike_in_both_sides() -> None:
+    """Against batches by the longer side alone, which leave the other side to chance."""
+    rng = np.random.default_rng(0)
+    first = rng.gamma(4, 4, 20000).astype(int) + 2
+    pairs = np.stack([first, (first * rng.lognormal(0, 0.25, len(first))).astype(int) + 1], 1)
+
+    def cells(batches: list[np.ndarray]) -> int:
+        return sum(len(batch) * pairs[batch].max(0).sum() for batch in batches)
+
+    both, longer = length_buckets(pairs, 4096), length_buckets(pairs.max(1), 4096)
+    assert 1 - pairs.sum() / cells(both) < 0.1 < 1 - pairs.sum() / cells(longer)
+    assert len(both) < 1.05 * len(longer)
 
 
 def test_ranks_share_the_buckets_of_one_process() -> None:

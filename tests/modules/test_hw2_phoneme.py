@@ -47,7 +47,7 @@ def classifier(net=Small, window=None, classes=CLASSES, **options):
     module.logged = {}
     module.log = lambda name, value, **kwargs: module.logged.update({name: value})
     module.log_dict = lambda values, **kwargs: module.logged.update(values)
-    module._trainer = type("T", (), {"world_size": 1})()
+    module._trainer = type("T", (), {"world_size": 1, "accumulate_grad_batches": 1})()
     return module
 
 

@@ -36,7 +36,7 @@ def classifier(net=Linear, **options):
     module = FoodClassifier(net=net, **options)
     module._use(FACTS)
     module.log = module.log_dict = lambda *args, **kwargs: None
-    module._trainer = type("T", (), {"world_size": 1})()
+    module._trainer = type("T", (), {"world_size": 1, "accumulate_grad_batches": 1})()
     return module
 
 

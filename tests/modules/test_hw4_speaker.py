@@ -48,7 +48,7 @@ def classifier(facts=FACTS, **options):
     module = SpeakerClassifier(**({"net": PLAIN} | options))
     module._use(facts)
     module.log = module.log_dict = lambda *args, **kwargs: None
-    module._trainer = type("T", (), {"world_size": 1})()
+    module._trainer = type("T", (), {"world_size": 1, "accumulate_grad_batches": 1})()
     for parameter in module.parameters():  # gains of 1 and biases of 0 would hide mistakes
         parameter.data += 0.1 * torch.randn_like(parameter)
     return module

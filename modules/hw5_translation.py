@@ -1,0 +1,234 @@
+"""HW5: English to Chinese, or back: a translator, its loss, scheduled sampling in training, BLEU in judging."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from matplotlib.figure import Figure
+from sentencepiece import SentencePieceProcessor
+from torch import Tensor
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+
+from modules.base import HomeworkModule
+from modules.decoding import Ends, beam_search, greedy
+from modules.detokenize import RESTORE
+from modules.losses import smoothed_cross_entropy
+from modules.nets.recurrent_seq2seq import SourceAttention
+from modules.nets.seq2seq import Memory, Seq2Seq, TransformerSeq2Seq
+from modules.nets.transformer import DecoderLayer
+from modules.scheduled_sampling import OwnWords, by_steps, in_passes
+from modules.translation_pictures import bleu_by_length, cross_attention_maps, position_similarity
+from modules.translation_scores import CorpusScore
+
+SHOWN = 20  # translations in the table of a validation
+DRAWN = 128  # positions in the picture of their similarity
+LONGEST = 30  # pieces of the sentence in the picture of attention
+
+
+class Translator(HomeworkModule):
+    """Label-smoothed cross-entropy of the next word; BLEU of what is said without the truth at hand.
+
+    Validation translates a fixed subset greedily (val/bleu, which chooses the checkpoint) and takes the loss of all;
+    test searches with a beam. Scores are sacrebleu's on the cleaned text, as the course's; test/bleu_raw compares
+    restored text with the reference as it stands in the file.
+
+    Args:
+        optimizer: See HomeworkModule.
+        net: Called with the size of the vocabulary, a Seq2Seq. Default: TransformerSeq2Seq.
+        label_smoothing: Share of the target spread evenly over the vocabulary.
+        sampling: How the decoder reads its own words where `teacher_forcing` is below 1 (the ScheduledSampling callback
+            sets it): word by word, or in whole passes (modules/scheduled_sampling.py).
+        own_words: Which words of its own it reads.
+        passes: Of the decoder, with sampling: passes.
+        beam: Hypotheses kept in test and prediction.
+        length_penalty: Hypotheses are ranked by log-probability / length ^ this.
+    """
+
+    homework: ClassVar[str] = "hw5_translation"
+    monitor: ClassVar[str] = "val/bleu"
+    mode: ClassVar[str] = "max"
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable | None = None,
+        net: Callable[[int], Seq2Seq] | None = None,
+        label_smoothing: float = 0.1,
+        sampling: Literal["passes", "steps"] = "passes",
+        own_words: OwnWords = "argmax",
+        passes: int = 2,
+        beam: int = 5,
+        length_penalty: float = 1.0,
+    ) -> None:
+        super().__init__(optimizer)
+        if not 0 <= label_smoothing < 1:
+            raise MisconfigurationException(f"model.label_smoothing is {label_smoothing}: expected 0 or more, below 1")
+        if beam < 1 or passes < 2:
+            raise MisconfigurationException(f"model.beam is {beam}, model.passes {passes}: expected at least 1 and 2")
+        self.save_hyperparameters(ignore=["optimizer", "net"])
+        self.new_net: Callable[[int], Seq2Seq] = net or TransformerSeq2Seq
+        self.label_smoothing, self.beam, self.length_penalty = label_smoothing, beam, length_penalty
+        self.sampling, self.own_words, self.passes = sampling, own_words, passes
+        self.teacher_forcing = 1.0
+        self.others: list[Seq2Seq] = []
+        """Further networks whose probabilities are averaged with this one's in test and prediction."""
+        self._said: list[tuple[str, str, str]] = []  # source, reference and output
+        self._shown: Tensor | None = None  # a source (S,)
+
+    def build(self, facts: dict[str, Any]) -> None:
+        """Create network, tokenizer and metrics."""
+        self.net = self.new_net(facts["vocabulary"])
+        limit = self.net.max_length
+        if limit is not None and limit < facts["max_length"]:
+            raise MisconfigurationException(
+                f"model.net.max_length is {limit}, but a sentence of the data has {facts['max_length']} tokens; raise "
+                "it, or lower data.max_length"
+            )
+        self.pieces = SentencePieceProcessor(model_proto=facts["tokenizer"].numpy().tobytes())
+        self.ends = Ends(facts["pad"], facts["bos"], facts["eos"])
+        self.language: str = facts["target"]
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.val_bleu, self.test_bleu = CorpusScore("bleu", self.language), CorpusScore("bleu", self.language)
+        self.test_bleu_raw, self.test_chrf = CorpusScore("bleu", self.language), CorpusScore("chrf", self.language)
+
+    # training
+
+    def _memory(self, source: Tensor) -> Memory:
+        return self.net.encode(source, source != self.ends.pad)
+
+    def _states(self, source: Tensor, target: Tensor) -> Tensor:
+        """States (B, T, D) that each word of the target (B, T) is to be said from."""
+        before = torch.cat([torch.full_like(target[:, :1], self.ends.bos), target[:, :-1]], 1)
+        memory = self._memory(source)
+        if not self.training or self.teacher_forcing >= 1:
+            return self.net.decode(self.net.embed(before), memory)
+        if self.sampling == "steps":
+            return by_steps(self.net, before, memory, self.teacher_forcing, self.own_words)
+        return in_passes(self.net, before, memory, self.teacher_forcing, self.own_words, self.passes)
+
+    def _losses(self, batch: dict[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:
+        """Loss (n,) of every valid target token, and whether the likeliest word was right (n,)."""
+        target = batch["target"]
+        valid = target != self.ends.pad
+        logits = self.net.logits(self._states(batch["source"], target)[valid])
+        return smoothed_cross_entropy(logits, target[valid], smoothing), logits.argmax(1) == target[valid]
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Mean over the valid tokens of all ranks."""
+        losses, right = self._losses(batch, self.label_smoothing)
+        return self.track(self.global_mean(losses.sum(), len(losses)), right)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the gradient's norm before it is clipped (a question of the course's report)."""
+        super().on_before_optimizer_step(optimizer)
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            self.log("gradient_norm", norm)
+
+    # judging
+
+    def text(self, tokens: list[int]) -> str:
+        """Words of token numbers."""
+        return self.pieces.decode(tokens)
+
+    def translate(self, source: Tensor, beam: int | None = None) -> list[str]:
+        """The best translation of each source (B, S), as cleaned text; beam 1 is greedy."""
+        nets = [self.net, *self.others]
+        found = beam_search(nets, source, source != self.ends.pad, self.ends, beam or self.beam, 1, self.length_penalty)
+        return [self.text(best.tokens) for best, *_ in found]
+
+    def _log_loss(self, batch: dict[str, Any], name: str, metric: MeanMetric) -> None:
+        losses, _ = self._losses(batch, 0.0)
+        metric.update(losses)
+        self.log(f"{name}/loss", metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["row"]))
+
+    def _keep(self, batch: dict[str, Any], chosen: list[int], said: list[str]) -> None:
+        self._said += [(batch["text"][i], batch["reference"][i], text) for i, text in zip(chosen, said, strict=True)]
+        if self._shown is None:
+            lengths = (batch["source"] != self.ends.pad).sum(1)
+            longest = int(lengths.where(lengths <= LONGEST, 0).argmax())
+            self._shown = batch["source"][longest, : int(lengths[longest])]
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the translations of the epoch before."""
+        self._said, self._shown = [], None
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Cross-entropy of a token of all pairs held out; BLEU of the quick subset, translated greedily."""
+        self._log_loss(batch, "val", self.val_loss)
+        chosen = batch["quick"].nonzero().squeeze(1).tolist()
+        if chosen:
+            said = self.translate(batch["source"][chosen], 1)
+            self.val_bleu.update(said, [batch["reference"][i] for i in chosen])
+            self._keep(batch, chosen, said)
+        self.log("val/bleu", self.val_bleu, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["row"]))
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Cross-entropy, and BLEU and chrF of what the beam finds."""
+        self._log_loss(batch, "test", self.test_loss)
+        said = self.translate(batch["source"])
+        self.test_bleu.update(said, batch["reference"])
+        self.test_chrf.update(said, batch["reference"])
+        restored = [RESTORE[self.language](text) for text in said]
+        self.test_bleu_raw.update(restored, batch["raw_reference"])
+        scores = {"test/bleu": self.test_bleu, "test/bleu_raw": self.test_bleu_raw, "test/chrf": self.test_chrf}
+        self.log_dict(scores, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(said))
+        self._keep(batch, list(range(len(said))), said)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Row numbers (B,) and translations, as cleaned text."""
+        return {"row": batch["row"], "text": self.translate(batch["source"])}
+
+    # pictures
+
+    @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")  # hooks look into the network
+    def attention(self, source: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """What every step of a target (T,) looks at in its source (S,): decoder layer -> (heads, T, S)."""
+        found: dict[str, Tensor] = {}
+        parts: list[Any] = [m.multihead_attn for m in self.net.modules() if isinstance(m, DecoderLayer)]
+        parts += [m for m in self.net.modules() if isinstance(m, SourceAttention)]
+        hooks = []
+        for number, part in enumerate(parts, 1):
+
+            def keep(module: Any, args: tuple[Any, ...], layer: str = f"layer {number}") -> None:
+                weights = module.weights(*args)[0].float().cpu()
+                found[layer] = weights if weights.ndim == 3 else weights.unsqueeze(0)
+
+            hooks.append(part.register_forward_pre_hook(keep))
+        self._states(source.unsqueeze(0), target.unsqueeze(0))
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    def draw(self) -> dict[str, Figure]:
+        """Attention of one translation, BLEU by length, and how alike the position vectors are."""
+        if not self._said or self._shown is None:
+            return {}
+        training = self.training
+        self.eval()
+        source = self._shown.to(self.device)
+        best = greedy([self.net], source.unsqueeze(0), None, self.ends)[0][0]
+        target = torch.tensor([*best.tokens, self.ends.eos], device=self.device)
+        names = [[self.pieces.id_to_piece(t) for t in side.tolist()] for side in (source, target)]
+        sources, references, said = (list(part) for part in zip(*self._said, strict=True))
+        figures = {
+            "attention": cross_attention_maps(self.attention(source, target), names[0], names[1]),
+            "bleu_by_length": bleu_by_length(sources, said, references, self.language),
+        }
+        if isinstance(self.net, TransformerSeq2Seq):
+            count = min(DRAWN, self.net.max_length or DRAWN)
+            none = torch.zeros(1, count, self.net.d_model, device=self.device)
+            with torch.no_grad():
+                figures["position_similarity"] = position_similarity(self.net.positions(none)[0].cpu())
+        self.train(training)
+        return figures
+
+    def tables(self) -> dict[str, tuple[list[str], list[list[Any]]]]:
+        """Source, reference and output of some pairs judged last."""
+        rows: list[list[Any]] = [list(row) for row in self._said[:SHOWN]]
+        return {"translations": (["source", "reference", "output"], rows)} if rows else {}

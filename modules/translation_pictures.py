@@ -1,0 +1,76 @@
+"""Pictures of a translator's work: what each word looked at, how good long sentences are, which places are alike."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional as F
+
+from modules.pictures import printable, with_fonts
+from modules.translation_scores import CorpusScore
+
+BINS = (5, 10, 15, 20, 30)  # source words at which a new bar of BLEU by length begins
+
+
+@with_fonts
+def cross_attention_maps(layers: dict[str, Tensor], source: Sequence[str], target: Sequence[str]) -> Figure:
+    """Where each word of a translation looked in its source, a panel a layer and head.
+
+    Args:
+        layers: Name -> weights (heads, T, S).
+        source: S pieces.
+        target: T pieces, each in the row that said it.
+    """
+    heads = max(len(maps) for maps in layers.values())
+    width, height = 0.6 + 0.17 * len(source), 0.9 + 0.17 * len(target)
+    figure = Figure(figsize=(1 + width * heads, 0.6 + height * len(layers)), layout="constrained")
+    panels = figure.subplots(len(layers), heads, squeeze=False)
+    columns, rows = ([printable(piece.replace("▁", "_")) for piece in side] for side in (source, target))
+    for line, (name, maps) in zip(panels, layers.items(), strict=True):
+        for axes in line[len(maps) :]:
+            axes.set_axis_off()
+        for head, (axes, weights) in enumerate(zip(line, maps, strict=False), 1):
+            axes.imshow(weights.numpy(), cmap="viridis", vmin=0, vmax=1)
+            axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
+            axes.set_yticks(range(len(rows)), rows if head == 1 else [], fontsize=7)
+            axes.set_title(name if len(maps) == 1 else f"{name}, head {head}", fontsize=8)
+    return figure
+
+
+def bleu_by_length(sources: Sequence[str], said: Sequence[str], references: Sequence[str], language: str) -> Figure:
+    """BLEU of the sentences whose source has so many words, with their number.
+
+    Args:
+        sources: Of the translations; words are what stands between spaces.
+        said: Translations.
+        references: One each.
+        language: Of the translations.
+    """
+    group = np.searchsorted(BINS, [len(source.split()) for source in sources], side="right")
+    names = [f"< {BINS[0]}", *(f"{a} to {b - 1}" for a, b in itertools.pairwise(BINS)), f"{BINS[-1]} +"]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for place in range(len(names)):
+        chosen = np.flatnonzero(group == place).tolist()
+        score = CorpusScore("bleu", language)
+        score.update([said[i] for i in chosen], [references[i] for i in chosen])
+        height = float(score.compute()) if chosen else 0.0
+        axes.bar(place, height, color="tab:blue")
+        axes.text(place, height, f"{height:.1f}\n{len(chosen)} sentences" if chosen else "none", ha="center")
+    axes.set_xticks(range(len(names)), names)
+    axes.set(xlabel="words of the source", ylabel="BLEU")
+    axes.margins(y=0.15)
+    return figure
+
+
+def position_similarity(vectors: Tensor) -> Figure:
+    """Cosine of the vectors (N, D) of every two positions, as a picture (N, N)."""
+    unit = F.normalize(vectors.float(), dim=1)
+    figure = Figure(figsize=(5.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow((unit @ unit.T).numpy(), cmap="RdBu_r", vmin=-1, vmax=1, origin="lower")
+    figure.colorbar(image, label="cosine similarity")
+    axes.set(xlabel="position", ylabel="position")
+    return figure
