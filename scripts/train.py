@@ -114,7 +114,7 @@ class LeemlCLI(LightningCLI):
         )
         parser.add_argument("--resume", type=bool, default=False, help="Go on with the interrupted run in --run_dir.")
         parser.add_argument(
-            "--output", type=str | None, help="File that predict writes (default: submission.csv of the run)."
+            "--output", type=str | None, help="File that predict writes (default: submission.csv, or .txt, of the run)."
         )
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
