@@ -29,7 +29,7 @@ SURVEY = [
 DAYS, WINDOWS, TRAIN_ROWS = 5, 102, 2699
 PHONES, SPOKEN = 41, {"train": 60, "test": 15}  # classes, of which 0 is silence, and utterances
 SPEAKERS, HEARD = 16, {"train": 12, "test": 3}  # voices, and utterances of each
-PAIRS, WORDS = {"raw": 3000, "test": 200}, {"noun": 60, "verb": 40, "adjective": 30, "place": 20, "time": 12}
+PAIRS, WORDS = {"raw": 3000, "test": 200}, {"noun": 40, "verb": 25, "adjective": 15, "place": 12, "time": 8}
 HAN = (
     "人大山水火木日月天地風雨雪花草果米魚鳥牛馬羊書車船門窗路橋田國家城市村店學校園心手口目耳頭足身衣食住行走看聽說讀寫"
     "唱想愛給買來去開吃喝玩做笑坐飛高長新舊好美紅黃藍白黑明暗早晚春夏秋冬東西南北前後上下左中外老友父母子女王生電光音色"

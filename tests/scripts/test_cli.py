@@ -342,13 +342,17 @@ def test_commands_of_the_readme_parse(line, run, data, monkeypatch):
             kfold.main(words)
         return
     elif verb == "data":
-        for method in ("sample", "fetch", "prepare"):
+        for method in ("sample", "fetch", "prepare", "describe"):
             cls = data_class(words[2])  # its flags come from the signature, which stays
             monkeypatch.setattr(cls, method, functools.wraps(getattr(cls, method))(lambda *args, **options: []))
     elif verb == "bench":
         bench = importlib.import_module(f"scripts.benches.{words[1]}")
         for half in ("speed", "accuracy"):
             monkeypatch.setattr(bench, half, lambda *args: None)
+    elif verb == "study":
+        study = importlib.import_module("scripts.study")
+        monkeypatch.setattr(study, "run_studies", lambda *args: ([], {}))
+        monkeypatch.setattr(study, "write_text", lambda *args: None)
     works(*words)
 
 
