@@ -21,6 +21,7 @@ from datamodules.errors import DataError
 from datamodules.hw5_translation import TranslationData
 from datamodules.text import clean_en, clean_zh
 from datamodules.tokenizer import EOS, PAD, Tokenizer
+from scripts.leeml import main
 
 
 @pytest.fixture(scope="module")
@@ -589,6 +590,13 @@ def test_describe(sample: Path) -> None:
     assert max(line.count("#") for line in histogram) == 50
 
 
+def test_the_verb(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "describe", "hw5_translation", str(sample)]) == 0
+    assert capsys.readouterr().out.splitlines() == TranslationData.describe(sample)
+    assert main(["data", "describe", "hw4_speaker"]) == 1
+    assert "hw4_speaker has no description; leeml fit prints its counts" in capsys.readouterr().err
+
+
 def test_real_corpus(real_data: Callable[[str], Path]) -> None:
     """Padding under 10 % at 4,096 tokens, in full batches; every course rule on real lines."""
     with warnings.catch_warnings():
@@ -607,4 +615,11 @@ def test_real_corpus(real_data: Callable[[str], Path]) -> None:
         longer.append(max(batch["source"].numel(), batch["target"].numel()))
     assert 1 - tokens / cells < 0.1
     assert max(longer) <= 4096
+    data.test_file = "ntrex.tsv.gz"
+    data.setup("test")
+    scored = [
+        pair for batch in data.test_dataloader() for pair in zip(batch["text"], batch["raw_reference"], strict=True)
+    ]
+    assert len(scored) == 999
+    assert ("Welsh AMs worried about 'looking like muppets'", "威爾斯國會議員 (AM) 擔心「看起來像布偶」") in scored
     assert np.mean(longer) > 0.95 * 4096

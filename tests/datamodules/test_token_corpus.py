@@ -27,8 +27,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LEEML_CACHE", str(tmp_path_factory.mktemp("cache")))
-        write_translation(tmp_path_factory.mktemp("sample") / "s")
-        pairs = clean_pairs([find_bitext(tmp_path_factory.getbasetemp() / "sample0" / "s", "raw")])
+        sample = tmp_path_factory.mktemp("sample") / "s"
+        write_translation(sample)
+        pairs = clean_pairs([find_bitext(sample, "raw")])
         return trained_tokenizer(pairs, np.arange(500), 700, 0)
 
 
