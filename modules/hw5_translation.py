@@ -23,7 +23,7 @@ from modules.scheduled_sampling import OwnWords, by_steps, in_passes
 from modules.translation_pictures import bleu_by_length, cross_attention_maps, position_similarity
 from modules.translation_scores import CorpusScore
 
-SHOWN = 20  # translations in the table of a validation
+SHOWN = 20  # samples of a validation
 DRAWN = 128  # positions in the picture of their similarity
 LONGEST = 30  # pieces of the sentence in the picture of attention
 
@@ -228,7 +228,6 @@ class Translator(HomeworkModule):
         self.train(training)
         return figures
 
-    def tables(self) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    def samples(self) -> tuple[list[str], list[list[str]]]:
         """Source, reference and output of some pairs judged last."""
-        rows: list[list[Any]] = [list(row) for row in self._said[:SHOWN]]
-        return {"translations": (["source", "reference", "output"], rows)} if rows else {}
+        return ["source", "reference", "output"], [list(row) for row in self._said[:SHOWN]]

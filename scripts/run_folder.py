@@ -22,7 +22,7 @@ from datamodules.errors import DataError
 
 
 class RunFolder:
-    """A run's folder: config.yaml, metrics.csv, checkpoints/, figures/, submission.csv, scores.json, log.txt."""
+    """A run's folder: config.yaml, metrics.csv, checkpoints/, figures/, scores.json, log.txt, what else it wrote."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

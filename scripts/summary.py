@@ -29,7 +29,7 @@ def show_summary(cli: "LeemlCLI") -> None:
     if cli.subcommand == "test":
         rows.append(("tested on", data.describe_test()))
     rows += [("course's lines", text) for text in data.describe_lines()]
-    names = ("checkpoints/best.ckpt", "metrics.csv", "figures", "submission.csv", "submission.txt")
+    names = ("checkpoints/best.ckpt", "metrics.csv", "samples.csv", "figures", "submission.csv", "submission.txt")
     files = [run.path / name for name in names]
     rows += [("run folder", str(run.path))]
     rows += [("files", ", ".join(str(f.relative_to(run.path)) for f in files if f.exists()))]

@@ -27,6 +27,7 @@ import modules
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint, RunCheckpointIO
 from callbacks.figures import Figures
 from callbacks.progress import RunProgress
+from callbacks.samples import Samples
 from callbacks.submission import Submission
 from callbacks.wandb_record import has_key
 from datamodules.base import PROJECT, HomeworkData
@@ -156,7 +157,11 @@ class LeemlCLI(LightningCLI):
             loggers = False
         always = [Figures(), *([RunProgress()] if given.get("enable_progress_bar") is not False else [])]
         if fit:
-            always += [RunRecord(self.run, self.saved_config()), *([LearningRateMonitor("step")] if loggers else [])]
+            always += [
+                RunRecord(self.run, self.saved_config()),
+                Samples(),
+                *([LearningRateMonitor("step")] if loggers else []),
+            ]
             plugins = given.get("plugins") or []
             given["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), RunCheckpointIO()]
         if self.subcommand == "predict":
