@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")  # no screen needed, and none opened
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
 
@@ -51,7 +52,7 @@ def plot_curves(curves: dict[str, list[tuple[float, float]]], ylabel: str, log: 
 
 
 class Figures(Callback):
-    """After fit, validate and test: loss and learning-rate curves, and whatever the module draws.
+    """After fit, validate and test: curves of loss, score and learning rate, and whatever the module draws.
 
     Files go to <trainer.default_root_dir>/figures/<name>.png; loggers with `log_image` (W&B) or an experiment with
     `add_figure` (TensorBoard) get them too. Nothing is written by fast_dev_run.
@@ -65,11 +66,16 @@ class Figures(Callback):
                 logger.save()
                 file = Path(logger.log_dir) / "metrics.csv"
                 curves = read_metrics(file) if file.is_file() else {}
-                loss = {k: v for k, v in curves.items() if k.split("/")[-1] in ("loss", "mse")}
-                rate = {k: v for k, v in curves.items() if k.startswith("lr-")}
-                if loss:
-                    figures["loss"] = plot_curves(loss, "loss", log=True)
-                if rate:
+                keepers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+                chosen = {str(keeper.monitor).split("/")[-1] for keeper in keepers}
+                for name, wanted, log in (
+                    ("loss", {"loss", "mse"}, True),
+                    ("gradient_norm", {"gradient_norm"}, True),
+                    *((score, {score}, False) for score in chosen - {"loss", "mse"}),
+                ):
+                    if found := {k: v for k, v in curves.items() if k.split("/")[-1] in wanted}:
+                        figures[name] = plot_curves(found, name.replace("_", " "), log)
+                if rate := {k: v for k, v in curves.items() if k.startswith("lr-")}:
                     figures["learning_rate"] = plot_curves(rate, "learning rate", log=False)
         self._save(trainer, figures | (pl_module.draw() if isinstance(pl_module, Draws) else {}))
 

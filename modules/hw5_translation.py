@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from matplotlib.figure import Figure
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
@@ -92,6 +93,16 @@ class Translator(HomeworkModule):
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.val_bleu, self.test_bleu = CorpusScore("bleu", self.language), CorpusScore("bleu", self.language)
         self.test_bleu_raw, self.test_chrf = CorpusScore("bleu", self.language), CorpusScore("chrf", self.language)
+
+    def on_fit_start(self) -> None:
+        """Say how BLEU is computed, which a score without its signature does not tell."""
+        rank_zero_info(f"BLEU by sacrebleu: {self.val_bleu.signature}")
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams({"bleu_signature": self.val_bleu.signature})
+
+    def on_test_start(self) -> None:
+        """The same."""
+        rank_zero_info(f"sacrebleu: BLEU {self.test_bleu.signature}, chrF {self.test_chrf.signature}")
 
     # training
 

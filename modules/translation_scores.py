@@ -14,7 +14,8 @@ class CorpusScore(Metric):
 
     Args:
         kind: bleu (Papineni et al. 2002) or chrf (Popović 2015).
-        language: Of the text; decides how BLEU finds words: single characters in Chinese.
+        language: Of the text; decides how BLEU finds words (single characters in Chinese), and that case does not
+            count in English, as the tokenizer folds it.
     """
 
     higher_is_better = True
@@ -23,7 +24,9 @@ class CorpusScore(Metric):
 
     def __init__(self, kind: Literal["bleu", "chrf"], language: str) -> None:
         super().__init__()
-        self.judge = CHRF() if kind == "chrf" else BLEU(tokenize="zh" if language == "zh" else "13a")
+        folds = language == "en"
+        tokenizer = "zh" if language == "zh" else "13a"
+        self.judge = CHRF(lowercase=folds) if kind == "chrf" else BLEU(tokenize=tokenizer, lowercase=folds)
         width = len(self._statistics([""], [""])[0])
         self.add_state("counts", torch.zeros(width, dtype=torch.int64), dist_reduce_fx="sum")
 
