@@ -43,6 +43,7 @@ BATCH, SEGMENT = 32, 128  # the sample's
 ROUNDS = 60  # steps that are timed together
 SMALL_FILES = 8_000  # an eighth of the course's
 STEPS, FOLDS = 4480, 4  # of the accuracy table
+VALIDATIONS = 8  # of its fits: one an epoch would cost a Conformer more than the training
 SETTINGS: dict[str, dict[str, Any]] = {
     "whole": {},
     "second": {"judge_frames": 100},
@@ -374,11 +375,12 @@ def accuracy(root: Path | None, levels: list[str], steps: int = STEPS) -> None:
         folder = folder if (folder / "metadata.json").is_file() else folder / "Dataset"
         data = ready(folder)
         train, val = data.split()[0]
+        sparse = max(1, steps // len(data.train_dataloader()) // VALIDATIONS)
         hard = SETTINGS["hard"]
         print(
             f"\nAccuracy, {folder}: {len(data.speakers)} speakers, {len(train)} training utterances, {len(val)} held "
-            f"out (they choose the checkpoint); {steps} steps; second: the middle {hard['judge_frames']} frames; "
-            f"hard: the same with noise at {hard['judge_snr']:g} dB"
+            f"out (they choose the checkpoint, every {sparse} epochs); {steps} steps; second: the middle "
+            f"{hard['judge_frames']} frames; hard: the same with noise at {hard['judge_snr']:g} dB"
         )
         titles = [title for name in SETTINGS for title in (name, "top-5", "EER")]
         print(f"  {'':<22} " + " ".join(f"{title:>8}" for title in [*titles, "seconds"]))
@@ -389,6 +391,6 @@ def accuracy(root: Path | None, levels: list[str], steps: int = STEPS) -> None:
             scores = " ".join(f"{score:8.4f} {'':>17}" for score in row.values())
             print(f"  {f'linear, trained {name}':<22} {scores} {seconds:8.0f}")
         for level in levels:
-            found, seconds = judged(level, root, steps)
+            found, seconds = judged(level, root, steps, "--trainer.check_val_every_n_epoch", str(sparse))
             cells = [found[s][f"test/{key}"] for s in found for key in ("accuracy", "top5", "equal_error_rate")]
             print(f"  {level:<22} " + " ".join(f"{cell:8.4f}" for cell in cells) + f" {seconds:8.0f}", flush=True)
