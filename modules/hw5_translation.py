@@ -1,12 +1,12 @@
 """HW5: English to Chinese, or back: a translator, its loss, scheduled sampling in training, BLEU in judging."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from matplotlib.figure import Figure
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
@@ -16,11 +16,14 @@ from torchmetrics import MeanMetric
 from modules.base import HomeworkModule
 from modules.decoding import Ends, beam_search, greedy
 from modules.detokenize import RESTORE
+from modules.first_weights import load_first_weights
 from modules.losses import smoothed_cross_entropy
 from modules.nets.recurrent_seq2seq import SourceAttention
 from modules.nets.seq2seq import Memory, Seq2Seq, TransformerSeq2Seq
 from modules.nets.transformer import DecoderLayer
+from modules.objectives import SequenceObjective
 from modules.scheduled_sampling import OwnWords, by_steps, in_passes
+from modules.sentence_reward import Score, SentenceReward
 from modules.translation_pictures import bleu_by_length, cross_attention_maps, position_similarity
 from modules.translation_scores import CorpusScore
 
@@ -46,6 +49,8 @@ class Translator(HomeworkModule):
         passes: Of the decoder, with sampling: passes.
         beam: Hypotheses kept in test and prediction.
         length_penalty: Hypotheses are ranked by log-probability / length ^ this.
+        objective: A loss of whole outputs that joins the cross-entropy (modules/objectives.py); null: there is none.
+        start: Checkpoint, or folder of a run, whose weights a new fit begins with; null: random ones.
     """
 
     homework: ClassVar[str] = "hw5_translation"
@@ -62,16 +67,19 @@ class Translator(HomeworkModule):
         passes: int = 2,
         beam: int = 5,
         length_penalty: float = 1.0,
+        objective: SequenceObjective | None = None,
+        start: str | None = None,
     ) -> None:
         super().__init__(optimizer)
         if not 0 <= label_smoothing < 1:
             raise MisconfigurationException(f"model.label_smoothing is {label_smoothing}: expected 0 or more, below 1")
         if beam < 1 or passes < 2:
             raise MisconfigurationException(f"model.beam is {beam}, model.passes {passes}: expected at least 1 and 2")
-        self.save_hyperparameters(ignore=["optimizer", "net"])
+        self.save_hyperparameters(ignore=["optimizer", "net", "objective"])
         self.new_net: Callable[[int], Seq2Seq] = net or TransformerSeq2Seq
         self.label_smoothing, self.beam, self.length_penalty = label_smoothing, beam, length_penalty
         self.sampling, self.own_words, self.passes = sampling, own_words, passes
+        self.objective, self.start = objective, start
         self.teacher_forcing = 1.0
         self.others: list[Seq2Seq] = []
         """Further networks whose probabilities are averaged with this one's in test and prediction."""
@@ -93,6 +101,21 @@ class Translator(HomeworkModule):
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.val_bleu, self.test_bleu = CorpusScore("bleu", self.language), CorpusScore("bleu", self.language)
         self.test_bleu_raw, self.test_chrf = CorpusScore("bleu", self.language), CorpusScore("chrf", self.language)
+        self.rewards = {kind: SentenceReward(kind, self.language) for kind in get_args(Score)}
+
+    def configure_model(self) -> None:
+        """Build; a fit that resumes no other begins with the weights of `start`."""
+        new = self.facts is None
+        super().configure_model()
+        if not new or self.facts is None or self.trainer.state.fn != "fit":
+            return
+        if self.start is not None:
+            load_first_weights(self, self.homework, self.facts, self.start, ["source", "target", "tokenizer"])
+        elif self.objective is not None:
+            rank_zero_warn(
+                "model.objective: this fit begins with random weights, whose outputs hardly ever earn a reward; name a "
+                "run trained on cross-entropy with --model.start"
+            )
 
     def on_fit_start(self) -> None:
         """Say how BLEU is computed, which a score without its signature does not tell."""
@@ -129,12 +152,36 @@ class Translator(HomeworkModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Mean over the valid tokens of all ranks."""
         losses, right = self._losses(batch, self.label_smoothing)
-        return self.track(self.global_mean(losses.sum(), len(losses)), right)
+        total = losses.sum()
+        if self.objective is not None:
+            total = self.objective.mixed(self._sequence_loss(self.objective, batch), total)
+        return self.track(self.global_mean(total, len(losses)), right)
+
+    def _sequence_loss(self, objective: SequenceObjective, batch: dict[str, Any]) -> Tensor:
+        """Sum over the sentences of the loss of whole outputs; rewarded is the text that validation would judge."""
+        source, target = batch["source"], batch["target"]
+        references = self.pieces.decode(target.tolist())
+
+        def scores(outputs: list[list[list[int]]], kind: Score) -> Tensor:
+            return self.rewards[kind]([self.pieces.decode(group) for group in outputs], references)
+
+        found = objective(
+            self.net, source, source != self.ends.pad, self.ends, lambda outputs: scores(outputs, objective.reward)
+        )
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            other: Score = "chrf" if objective.reward == "bleu" else "bleu"  # should rise with the reward
+            said, there = (tokens != self.ends.pad for tokens in (found.tokens, target))
+            seen = found.seen | {
+                other: scores(found.tokens.tolist(), other).mean(),
+                "length_ratio": said.sum() / there.sum() / said.shape[1],
+            }
+            self.log_dict({f"train/{name}": value for name, value in seen.items()}, sync_dist=True)
+        return found.losses.sum()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the gradient's norm before it is clipped (a question of the course's report)."""
         super().on_before_optimizer_step(optimizer)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
             self.log("gradient_norm", norm)
 
@@ -216,6 +263,11 @@ class Translator(HomeworkModule):
             hook.remove()
         return found
 
+    def _spoken(self, source: Tensor) -> list[int]:
+        """Tokens of a translation of the source (S,), for the picture of what each looked at."""
+        best = greedy([self.net], source.unsqueeze(0), None, self.ends)[0][0]
+        return [*best.tokens, self.ends.eos]
+
     def draw(self) -> dict[str, Figure]:
         """Attention of one translation, BLEU by length, and how alike the position vectors are."""
         if not self._said or self._shown is None:
@@ -223,8 +275,7 @@ class Translator(HomeworkModule):
         training = self.training
         self.eval()
         source = self._shown.to(self.device)
-        best = greedy([self.net], source.unsqueeze(0), None, self.ends)[0][0]
-        target = torch.tensor([*best.tokens, self.ends.eos], device=self.device)
+        target = torch.tensor(self._spoken(source), device=self.device)
         names = [[self.pieces.id_to_piece(t) for t in side.tolist()] for side in (source, target)]
         sources, references, said = (list(part) for part in zip(*self._said, strict=True))
         figures = {
