@@ -108,8 +108,11 @@ class TranslationData(HomeworkData):
         vocabulary: Pieces of the tokenizer, bytes among them.
         max_tokens: Of one optimizer step over all ranks together: sentences x the longer padded side (fairseq).
         max_length: Tokens of a sentence, with eos. Longer pairs are not trained on; test sentences are cut.
-        synthetic: Such a table or prefix of back-translated pairs; they are only trained on.
+        synthetic: Such a table or prefix of back-translated or distilled pairs; they are only trained on, and those
+            with a sentence that is held out are left out.
         synthetic_ratio: Synthetic pairs for each real one, drawn or repeated; null: each once.
+        synthetic_only: Train on the synthetic pairs alone, untagged, as on those of `leeml distill`; tokenizer and
+            held-out pairs stay those of the real ones.
         tag: Mark the sources of synthetic pairs (Caswell et al. 2019, "Tagged Back-Translation").
         workers: Processes that make the training batches; 0 is the training process itself.
         multiple: Padded lengths are multiples of it; 8 suits GPUs and torch.compile.
@@ -139,6 +142,7 @@ class TranslationData(HomeworkData):
         max_length: int = 256,
         synthetic: str | None = None,
         synthetic_ratio: float | None = None,
+        synthetic_only: bool = False,
         tag: bool = True,
         workers: int = 0,
         multiple: int = 1,
@@ -160,9 +164,15 @@ class TranslationData(HomeworkData):
             )
         if synthetic_ratio is not None and (synthetic is None or synthetic_ratio < 0):
             raise DataError(f"data.synthetic_ratio is {synthetic_ratio}: expected 0 or more, and data.synthetic named")
+        if synthetic_only and (synthetic is None or synthetic_ratio is not None):
+            raise DataError(
+                "data.synthetic_only is true: expected data.synthetic named, the pairs to train on, and no "
+                "data.synthetic_ratio, which counts real pairs"
+            )
         self.pair_files, self.test_file, self.source, self.target = pairs, test, source, target
         self.vocabulary, self.max_tokens, self.max_length = vocabulary, max_tokens, max_length
-        self.synthetic_file, self.synthetic_ratio, self.tag = synthetic, synthetic_ratio, tag
+        self.synthetic_file, self.synthetic_ratio, self.synthetic_only = synthetic, synthetic_ratio, synthetic_only
+        self.tag = tag and not synthetic_only  # what every source had in training, none would have later
         self.workers, self.multiple, self.quick = workers, multiple, quick
         self.tokenizer: Tokenizer
         self.bitexts: list[Bitext] = []
@@ -298,6 +308,8 @@ class TranslationData(HomeworkData):
                 f"{self.bitexts[0]}: {len(self.real)} pairs leave {len(train)} to train on and {len(val)} held out "
                 f"(data.folds = {self.n_folds}, data.max_length = {self.max_length})"
             )
+        if not len(self.train_rows()):
+            raise DataError(f"{self.synthetic_file}: no pairs left to train on: {self._synthetic_summary()}")
         self.facts = {
             "tokenizer": self.tokenizer.as_tensor(),
             "vocabulary": len(self.tokenizer),
@@ -365,13 +377,30 @@ class TranslationData(HomeworkData):
         train = self.chosen_folds()[0].train
         if self.synthetic is None:
             return train
-        held = self.real.hashes[self.folds_of_rows == self.fold]
-        leaks = np.isin(self.synthetic.hashes, held.ravel()).any(1)
-        rows = len(self.real) + np.flatnonzero(~leaks & self._usable()[len(self.real) :])
+        rows = len(self.real) + np.flatnonzero(~self._leaks() & self._usable()[len(self.real) :])
+        if self.synthetic_only:
+            return rows
         if self.synthetic_ratio is not None and len(rows):
             order = np.random.default_rng((self.seed, 1)).permutation(rows)
             rows = np.resize(order, round(self.synthetic_ratio * len(train)))
         return np.concatenate([train, rows])
+
+    def _leaks(self) -> np.ndarray:
+        """Which synthetic pairs have a sentence of a pair that is held out, on either side, (M,) bool."""
+        assert self.synthetic is not None
+        held = self.real.hashes[self.folds_of_rows == self.fold]
+        english, chinese = np.isin(self.synthetic.hashes, held).T
+        return english | chinese
+
+    def raw_lines(self, rows: np.ndarray) -> dict[int, tuple[str, str]]:
+        """English and Chinese of real pairs as they stand in their files."""
+        lines: dict[int, tuple[str, str]] = {}
+        place = self.real.place[rows]
+        for number, bitext in enumerate(self.bitexts):
+            en, zh, _ = read_bitext(bitext)
+            chosen = place[:, 0] == number
+            lines |= {row: (en[n], zh[n]) for row, n in zip(rows[chosen].tolist(), place[chosen, 1], strict=True)}
+        return lines
 
     # loaders
 
@@ -396,15 +425,10 @@ class TranslationData(HomeworkData):
     def val_dataloader(self) -> DataLoader:
         """The held-out pairs, with the lines they are compared with; quick marks the fixed subset."""
         val = self.chosen_folds()[0].val
-        lines: dict[int, tuple[str, str]] = {}
-        place = self.real.place[val]
-        for number, bitext in enumerate(self.bitexts):
-            en, zh, _ = read_bitext(bitext)
-            chosen = place[:, 0] == number
-            lines |= {row: (en[n], zh[n]) for row, n in zip(val[chosen].tolist(), place[chosen, 1], strict=True)}
         noise = np.random.default_rng((self.seed, 2))
         quick = noise.choice(val, min(self.quick, len(val)), replace=False)
-        return self._judged(JudgedPairs(self._data(self.corpus), self.tokenizer, lines, quick), self.corpus, val)
+        data = JudgedPairs(self._data(self.corpus), self.tokenizer, self.raw_lines(val), quick)
+        return self._judged(data, self.corpus, val)
 
     def test_dataloader(self) -> DataLoader:
         """The test pairs where their translations are known, else those held out."""
@@ -494,16 +518,24 @@ class TranslationData(HomeworkData):
     def _summary(self) -> list[str]:
         """What is trained on, and what was left out, in words."""
         train, val = self.chosen_folds()[0]
-        rows = self.train_rows()
         long = int((~self._usable()[: len(self.real)]).sum())
+        count = 0 if self.synthetic_only else len(train)
         lines = [
-            f"{self.locate()}: {len(train):,} pairs to train on, {len(val):,} held out, {len(self.tokenizer):,} pieces",
+            f"{self.locate()}: {count:,} pairs to train on, {len(val):,} held out, {len(self.tokenizer):,} pieces",
             f"left out of {self.real.counts[:, 0].sum():,}: {self._dropped()}, {long:,} of more than data.max_length = "
             f"{self.max_length} tokens",
         ]
         if self.synthetic is not None:
-            lines.append(f"and {len(rows) - len(train):,} synthetic pairs of {self.synthetic.counts[0, 0]:,}")
+            lines.append(f"and {self._synthetic_summary()}")
         return lines
+
+    def _synthetic_summary(self) -> str:
+        assert self.synthetic is not None
+        count = (self.train_rows() >= len(self.real)).sum()
+        return (
+            f"{count:,} synthetic pairs of {self.synthetic.counts[0, 0]:,} ({self._leaks().sum():,} left out, as a "
+            "sentence of theirs is held out)"
+        )
 
 
 def _tables(folder: Path) -> list[str]:

@@ -91,6 +91,9 @@ def main(args: list[str]) -> int:
     parser.add_argument("--data.root", dest="root", type=Path, help="data folder with one sub-folder a homework")
     parser.add_argument("--only", choices=["speed", "accuracy"], help="one half of it")
     parser.add_argument("--levels", nargs="+", default=["boss"], help="levels in the accuracy table")
+    parser.add_argument(
+        "--decoding", nargs="+", type=Path, metavar="RUN", help="instead: score and speed of trained translators"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed turns; medians are reported")
     parser.add_argument("--threads", type=int, default=2, help="torch threads on the CPU")
     own = parser.parse_args(args[1:])
@@ -102,6 +105,11 @@ def main(args: list[str]) -> int:
     torch.set_num_threads(own.threads)
     print(environment(own.threads))
     bench = importlib.import_module(f"scripts.benches.{own.homework}")
+    if own.decoding:
+        if not hasattr(bench, "decoding"):
+            raise DataError(f"{own.homework} does not translate: --decoding is for hw5_translation")
+        bench.decoding(own.root, own.decoding, own.repeats)
+        return 0
     if own.only != "accuracy":
         bench.speed(own.root, own.repeats)
     if own.only != "speed":

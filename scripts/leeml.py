@@ -10,6 +10,8 @@ VERBS = {
     "validate": ("train", "score a run's best checkpoint on its held-out rows: --run_dir DIR"),
     "test": ("train", "score it on labelled test data, else on the held-out rows: --run_dir DIR [--data.root DIR]"),
     "predict": ("train", "write the course's submission file: --run_dir DIR [--data.root DIR] [--output FILE]"),
+    "translate": ("translate", "translate lines of text with a run of HW5: --run_dir DIR [FILE] [--output FILE]"),
+    "distill": ("distill", "write a run's translations of its own training pairs: --run_dir DIR --output FILE.tsv"),
     "kfold": ("kfold", "cross-validation and an ensemble of the folds: --config ... --folds 5"),
     "data": ("data", "get data: sample | fetch | prepare <homework> [DIR]"),
     "bench": ("bench", "measure speed and accuracy against plain references: bench hw1_covid"),

@@ -1,4 +1,4 @@
-"""HW5: our training step and beam search against torch.nn.Transformer in a plain loop; levels by BLEU."""
+"""HW5: our training step and beam search against torch.nn.Transformer in a plain loop; levels and ways to decode."""
 
 import contextlib
 import io
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,17 @@ from datamodules.base import PROJECT
 from datamodules.errors import DataError
 from datamodules.hw5_translation import TranslationData
 from modules.decoding import beam_search
+from modules.hw5_parallel import MaskedTranslator, OneShotTranslator, ParallelTranslator
 from modules.hw5_translation import Translator
 from modules.nets.positions import SinusoidalPositions
-from modules.nets.seq2seq import TransformerSeq2Seq
+from modules.nets.seq2seq import Seq2Seq, TransformerSeq2Seq
+from modules.parallel_decoding import repeated_share
+from modules.translation_scores import CorpusScore
 from scripts.bench import empty_cache, medians
+from scripts.run_folder import RunFolder, load_checkpoint
 from scripts.summary import collect
 from scripts.train import run_cli
+from scripts.translate import from_config, load_model
 
 CONFIGS = PROJECT / "configs" / "hw5_translation"
 SIZES: dict[str, Any] = {"d_model": 256, "heads": 4, "d_ff": 1024, "layers": 3}  # of tiny.yaml
@@ -115,25 +121,16 @@ def shuffled(data: TranslationData, batches: Sequence[Batch]) -> list[Batch]:
 
 
 class Clock(Callback):
-    """Seconds of each training step, and of validation."""
+    """When each training step began."""
 
     def __init__(self) -> None:
         self.starts: list[float] = []
-        self.judging = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """Note the time."""
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
         self.starts.append(time.perf_counter())
-
-    def on_validation_start(self, trainer: Trainer, *args: Any) -> None:
-        """Note the time."""
-        self._began = time.perf_counter()
-
-    def on_validation_end(self, trainer: Trainer, *args: Any) -> None:
-        """Add what it took."""
-        self.judging += time.perf_counter() - self._began
 
 
 def translator() -> Translator:
@@ -152,18 +149,22 @@ class Fixed(TranslationData):
         return self.batches
 
 
+def new_trainer(device: str = "cpu", **options: Any) -> Trainer:
+    """A Trainer that only trains and judges."""
+    return Trainer(
+        max_epochs=2, accelerator=device, devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        gradient_clip_val=CLIP, **options,
+    )  # fmt: skip
+
+
 def trainer_steps(data: Fixed, batches: Sequence[Batch], device: str = "cpu", **options: Any) -> float:
     """Seconds of a round over the batches by our module and Trainer, after one to warm up."""
     clock = Clock()
     data.batches = batches
-    trainer = Trainer(
-        max_epochs=2, limit_val_batches=0, accelerator=device, devices=1, callbacks=[clock], logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, gradient_clip_val=CLIP, **options,
-    )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(translator(), data)
+        new_trainer(device, callbacks=[clock], limit_val_batches=0, **options).fit(translator(), data)
     return float(np.mean(np.diff(clock.starts[len(batches) :]))) * len(batches)
 
 
@@ -210,6 +211,17 @@ def training(data: Fixed, repeats: int) -> None:
     print(f"  {'':<36} {'tokens/s':>9} {'padding':>8} {'against the first':>18}")
     for name, rate in rates.items():
         print(f"  {name:<36} {rate:9,.0f} {padding(parts[name][0]):7.1%} {rate / first:16.2f} x")
+    module = translator()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        start = time.perf_counter()
+        new_trainer().validate(module, data, verbose=False)
+    seconds = time.perf_counter() - start
+    epoch = data.corpus.lengths[data.train_rows()].sum() / rates["ours, Trainer"]
+    print(
+        f"  a validation takes {seconds:.1f} s (random weights, outputs up to the limit), an epoch of training "
+        f"{epoch:,.0f} s: {seconds / (seconds + epoch):.1%} of a run that validates once an epoch"
+    )
 
 
 @contextlib.contextmanager
@@ -292,3 +304,81 @@ def accuracy(root: Path | None, levels: list[str]) -> None:
             found, minutes = judged(level, root)
             cells = " ".join(f"{found[f'test/{key}']:6.2f}" for key in ("bleu", "chrf", "loss"))
             print(f"  {level:<22} {cells} {minutes:8.1f}", flush=True)
+
+
+# ways to decode
+
+ALONE = 100  # sentences translated one by one
+
+Way = tuple[str, Callable[[Tensor], list[str]]]
+
+
+def ways(model: Translator, judge: Seq2Seq | None) -> Iterator[Way]:
+    """How a trained model can decode; a network that goes word by word may judge the candidates of mask-predict."""
+    if not isinstance(model, ParallelTranslator):
+        for beam in (BEAM, 1):
+            yield f"beam {beam}" if beam > 1 else "greedy", partial(model.translate, beam=beam)
+    elif isinstance(model, MaskedTranslator):
+
+        def masked(iterations: int, rescorer: Seq2Seq | None, source: Tensor) -> list[str]:
+            model.iterations, model.rescorer = iterations, rescorer
+            return model.translate(source)
+
+        for iterations in (1,) if isinstance(model, OneShotTranslator) else (1, 4, 10):
+            yield f"{iterations} iterations, {model.candidates} lengths", partial(masked, iterations, None)
+        if judge is not None:
+            yield f"{iterations}, judged word by word", partial(masked, iterations, judge)
+    else:
+        yield "all at once", model.translate
+
+
+def decoding(root: Path | None, runs: Sequence[Path], repeats: int) -> None:
+    """Print BLEU, chrF, repeated characters and sentences/s of trained runs on the pairs held out.
+
+    Args:
+        root: Data folder.
+        runs: Folders of runs on the same pairs; the first that goes word by word judges the candidates of others.
+        repeats: Timed turns.
+    """
+    paths = [RunFolder(run).checkpoint("best") for run in runs]
+    models = {run.name: load_model(path) for run, path in zip(runs, paths, strict=True)}
+    facts = [model.facts for model in models.values()]
+    if any(not torch.equal(other["tokenizer"], facts[0]["tokenizer"]) for other in facts):
+        raise DataError("these runs have different tokenizers: compare runs on the same pairs, fold and vocabulary")
+    one_by_one = (model.net for model in models.values() if not isinstance(model, ParallelTranslator))
+    judge = next(one_by_one, None)
+    place = [f"--data.root={root}", "--data.dir=null"] if root else []
+    data: TranslationData = from_config(load_checkpoint(paths[0]), place, "data").data
+    data.trainer = SimpleNamespace(lightning_module=models[runs[0].name])  # type: ignore[assignment]
+    data.setup("validate")  # holds the files against the facts of the run
+    batches = list(data.val_dataloader())
+    alone = [batch["source"][row : row + 1] for batch in batches for row in range(len(batch["source"]))][:ALONE]
+    alone = [source[:, : int((source != 0).sum())] for source in alone]
+    references = [text for batch in batches for text in batch["reference"]]
+    print(
+        f"\nDecoding, {len(references)} held-out pairs, which chose the checkpoints: sentences/s at once and one "
+        f"by one (the first {len(alone)}); medians of {repeats}"
+    )
+    print(f"  {'':<44} {'BLEU':>6} {'chrF':>6} {'repeated':>9} {'at once':>8} {'one by one':>11}")
+    print(f"  {'reference':<44} {'':>13} {repeated_share(line.replace(' ', '') for line in references):9.1%}")
+    for run, model in models.items():
+        for name, translate in ways(model, judge):
+            said: list[str] = []
+
+            def everything(translate: Callable[[Tensor], list[str]] = translate, said: list[str] = said) -> None:
+                said[:] = [text for batch in batches for text in translate(batch["source"])]
+
+            def each(translate: Callable[[Tensor], list[str]] = translate) -> None:
+                for source in alone:
+                    translate(source)
+
+            seconds = medians({"all": everything, "each": each}, repeats)
+            scores = [CorpusScore(kind, data.target) for kind in ("bleu", "chrf")]
+            for score in scores:
+                score.update(said, references)
+            print(
+                f"  {f'{run}, {name}':<44} {float(scores[0].compute()):6.2f} {float(scores[1].compute()):6.2f} "
+                f"{repeated_share(line.replace(' ', '') for line in said):9.1%} "
+                f"{len(references) / seconds['all']:8.1f} {len(alone) / seconds['each']:11.1f}",
+                flush=True,
+            )

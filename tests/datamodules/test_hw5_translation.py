@@ -182,6 +182,11 @@ class TestFiles:
         ({"vocabulary": 100}, r"data\.vocabulary is 100: expected at least 300"),
         ({"workers": -1}, r"data\.workers is -1: expected at least 0"),
         ({"synthetic_ratio": 1.0}, r"synthetic_ratio is 1\.0: expected 0 or more, and data\.synthetic named"),
+        ({"synthetic_only": True}, r"synthetic_only is true: expected data\.synthetic named, the pairs to train on"),
+        (
+            {"synthetic_only": True, "synthetic": "a.tsv", "synthetic_ratio": 1.0},
+            r"synthetic_only is true: .*, and no data\.synthetic_ratio",
+        ),
         ({"folds": 1}, r"data\.folds is 1"),
     ],
 )
@@ -415,13 +420,36 @@ class TestSynthetic:
         again = ready(folder, pairs=["a.tsv"], synthetic="synthetic.tsv", synthetic_ratio=ratio)
         assert np.array_equal(again.train_rows(), data.train_rows())
 
-    def test_what_is_held_out_does_not_come_back(self, folder: Path) -> None:
+    def test_what_is_held_out_does_not_come_back(self, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
         alone = ready(folder, pairs=["a.tsv"])
         held = alone.chosen_folds()[0].val.tolist()
         leaks = [("another source", made_up(100)[held[0]][1]), (made_up(100)[held[1]][0], "別的話"), ("fine", "可以")]
         write(folder, "synthetic.tsv", *leaks)
-        data = ready(folder, pairs=["a.tsv"], synthetic="synthetic.tsv")
+        with caplog.at_level("INFO"):
+            data = ready(folder, pairs=["a.tsv"], synthetic="synthetic.tsv")
         assert data.train_rows()[90:].tolist() == [102]
+        assert "1 synthetic pairs of 3 (2 left out, as a sentence of theirs is held out)" in caplog.text
+        write(folder, "synthetic.tsv", *leaks[:2])
+        with pytest.raises(
+            DataError, match=r"synthetic\.tsv: no pairs left to train on: 0 synthetic pairs of 2 \(2 left"
+        ):
+            ready(folder, pairs=["a.tsv"], synthetic="synthetic.tsv", synthetic_only=True)
+
+    def test_alone(self, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+        real = ready(folder, pairs=["a.tsv"])
+        with caplog.at_level("INFO"):
+            data = ready(folder, pairs=["a.tsv"], synthetic="synthetic.tsv", synthetic_only=True)
+        assert "0 pairs to train on, 10 held out" in caplog.text
+        assert "and 60 synthetic pairs of 60 (0 left out" in caplog.text
+        assert data.facts is not None
+        assert real.facts is not None
+        assert torch.equal(data.facts["tokenizer"], real.facts["tokenizer"])
+        assert {**data.facts, "tokenizer": None} == {**real.facts, "tokenizer": None}
+        seen = list(data.train_dataloader())
+        assert sorted(row for batch in seen for row in batch["row"].tolist()) == list(range(100, 160))
+        assert not any((batch["source"] == data.tokenizer.tag).any() for batch in seen)
+        judged = [[row for batch in d.val_dataloader() for row in batch["row"].tolist()] for d in (data, real)]
+        assert judged[0] == judged[1]
 
     def test_a_missing_file(self, folder: Path) -> None:
         with pytest.raises(DataError, match=r"other\.tsv: there is no such file \(data\.synthetic\)"):

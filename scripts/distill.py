@@ -1,0 +1,51 @@
+"""leeml distill: a run's own translations of the sentences it was trained on, as pairs to train another model on.
+
+Sequence-level knowledge distillation (Kim and Rush 2016, arXiv 1606.07947): what a teacher's beam says is more regular
+than what people wrote, and easier to learn, above all for models that say all words at once. Only real pairs of the
+training part are translated, the teacher's own data configuration tells which; nothing held out is among them.
+"""
+
+import argparse
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+from datamodules.hw5_translation import SIDES, TranslationData
+from scripts.mistakes import Parser, UsageError
+from scripts.run_folder import load_checkpoint
+from scripts.translate import Line, LineTranslator, add_options, from_config, parse, planned, whole_file, write_all
+
+REAL = ("--data.synthetic=null", "--data.synthetic_ratio=null", "--data.synthetic_only=false")
+
+
+def main(args: list[str]) -> int:
+    """Write the table: columns en and zh, a row for each training pair in the order of their files."""
+    parser = Parser(
+        prog="leeml distill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="--data.root DIR and other --data flags say where the run's training files are, if not where they were.",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, required=True, help="table to write, named .tsv; for --data.synthetic")
+    add_options(parser)
+    own, flags = parse(parser, args)
+    if ".tsv" not in own.output.suffixes:
+        raise UsageError(f"--output {own.output}: expected a name that ends in .tsv")
+    models = planned(own, flags)
+    sink = whole_file(own, models, "\t".join(SIDES) if own.shard is None or own.shard.number == 1 else None)
+    path, flags = models[0]
+    of_model = [flag for flag in flags if flag.startswith("--model.")]
+    translator = LineTranslator([(path, of_model) for path, _ in models], own.device, own.max_tokens)
+    of_data = [flag for flag in flags if flag not in of_model]
+    data: TranslationData = from_config(load_checkpoint(path), [*REAL, *of_data], "data").data
+    data.trainer = SimpleNamespace(lightning_module=translator.model)  # type: ignore[assignment]
+    data.setup("validate")  # holds the files against the facts of the run
+    rows = data.chosen_folds()[0].train
+    pairs = data.raw_lines(rows)
+    side = SIDES.index(data.source)
+    lines = [Line(pairs[row][side], f"pair {row + 1}") for row in rows.tolist()]
+
+    def row_of(line: Line, said: str) -> str:
+        sides = [re.sub(r"[\t\r]", " ", line.text), said]
+        return "\t".join(sides if side == 0 else reversed(sides))
+
+    write_all(lines, len(lines), own.shard, translator, sink, row_of)
+    return 0
