@@ -1,0 +1,330 @@
+"""HW5, non-autoregressive: translators that say all words of a sentence at once, after three ideas for their number."""
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional as F
+
+from modules.ctc import alignment, collapse, ctc_losses
+from modules.hw5_translation import Translator
+from modules.losses import smoothed_cross_entropy
+from modules.nets.parallel_seq2seq import LengthPredictor, UnknownWords, Upsampling
+from modules.nets.seq2seq import Memory, Seq2Seq, TransformerSeq2Seq
+from modules.parallel_decoding import Draft, ctc_paths, cut, long_outputs, long_states, mask_predict, refine
+from modules.parallel_pictures import drafts_grid
+
+
+def some(valid: Tensor, count: Tensor) -> Tensor:
+    """So many of the valid places of each row, drawn evenly: (B, T) bool and (B,) -> (B, T) bool."""
+    noise = torch.rand(valid.shape, device=valid.device).masked_fill(~valid, 2.0)
+    return (noise.argsort(1).argsort(1) < count.unsqueeze(1)) & valid
+
+
+def _check_share(glance: float) -> None:
+    if not 0 <= glance <= 1:
+        raise MisconfigurationException(f"model.glance is {glance}: expected a share, from 0 to 1")
+
+
+class ParallelTranslator(Translator, ABC):
+    """What these translators share: the Translator's judging, with decoding and losses of their own.
+
+    They are decoded as in validation everywhere: no beam is needed where words do not wait for each other.
+
+    Args:
+        optimizer: See HomeworkModule.
+        net: As of Translator, a TransformerSeq2Seq whose decoder is not causal. Default: of the usual size.
+        label_smoothing, start: See Translator.
+    """
+
+    net: TransformerSeq2Seq
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable | None = None,
+        net: Callable[[int], Seq2Seq] | None = None,
+        label_smoothing: float = 0.1,
+        start: str | None = None,
+    ) -> None:
+        super().__init__(
+            optimizer, net or functools.partial(TransformerSeq2Seq, causal=False), label_smoothing, start=start
+        )
+
+    def build(self, facts: dict[str, Any]) -> None:
+        """Create network, tokenizer and metrics.
+
+        Raises:
+            MisconfigurationException: the decoder is causal or recurrent.
+        """
+        super().build(facts)
+        if not isinstance(self.net, TransformerSeq2Seq) or self.net.decoder.causal:
+            raise MisconfigurationException(
+                f"model.net is a {type(self.net).__name__} that says word after word; a parallel translator needs a "
+                "TransformerSeq2Seq with causal: false"
+            )
+
+    def _words(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Targets (B, T) without EOS, and where their words are: (B, T - 1) each."""
+        valid = (target != self.ends.pad) & (target != self.ends.eos)
+        return target.where(valid, self.ends.pad)[:, :-1], valid[:, :-1]
+
+    def _lengths(self, source: Tensor) -> Tensor:
+        """Tokens of each source (B, S), EOS among them: (B,)."""
+        return (source != self.ends.pad).sum(1)
+
+    @abstractmethod
+    def _losses(self, batch: dict[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:
+        """Losses (n,), and whether the likeliest words are right."""
+
+    @abstractmethod
+    def translate(self, source: Tensor, beam: int | None = None) -> list[str]:
+        """The best translation of each source (B, S), as cleaned text."""
+
+
+class MaskedTranslator(ParallelTranslator):
+    """A conditional masked language model, and mask-predict (Ghazvininejad et al. 2019, arXiv 1904.09324).
+
+    In training a number of words, drawn evenly from 1 to all, is unknown, and said from the others; so is the length,
+    which counts as one more word. The loss of validation and test is that of a start where no word is known.
+
+    Args:
+        optimizer, net, label_smoothing, start: As of ParallelTranslator.
+        iterations: Of mask-predict.
+        candidates: Lengths tried, where not told otherwise; the quick translations of a validation try one.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable | None = None,
+        net: Callable[[int], Seq2Seq] | None = None,
+        label_smoothing: float = 0.1,
+        iterations: int = 10,
+        candidates: int = 5,
+        start: str | None = None,
+    ) -> None:
+        super().__init__(optimizer, net, label_smoothing, start)
+        if iterations < 1 or candidates < 1:
+            raise MisconfigurationException(
+                f"model.iterations is {iterations}, model.candidates {candidates}: expected 1 or more"
+            )
+        self.iterations, self.candidates = iterations, candidates
+        self.rescorer: Seq2Seq | None = None
+        """A translator word by word that chooses among the candidates; None: their own probabilities."""
+
+    def build(self, facts: dict[str, Any]) -> None:
+        """Create network, tokenizer and metrics."""
+        super().build(facts)
+        self.unknown, self.predictor = UnknownWords(self.net.d_model), LengthPredictor(self.net.d_model)
+
+    def _known(self, words: Tensor, valid: Tensor, memory: Memory) -> Tensor:
+        """Which words (B, T) the decoder is given in training."""
+        count = valid.sum(1)
+        unknown = 1 + (torch.rand(len(count), device=count.device) * count).long()
+        return some(valid, count - unknown)
+
+    def _losses(self, batch: dict[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:
+        """Loss of every unknown word, then of every length; which unknown words are right."""
+        words, valid = self._words(batch["target"])
+        memory = self._memory(batch["source"])
+        known = self._known(words, valid, memory) if self.training else torch.zeros_like(valid)
+        asked = valid & ~known
+        logits = self.net.logits(self._say(words, known, valid, memory)[asked])
+        losses = smoothed_cross_entropy(logits, words[asked], smoothing)
+        lengths = self.predictor.classes(self._lengths(batch["source"]), valid.sum(1))
+        surprise = F.cross_entropy(self.predictor(memory).float(), lengths, reduction="none")
+        return torch.cat([losses, surprise]), logits.argmax(1) == words[asked]
+
+    def _say(self, words: Tensor, known: Tensor, valid: Tensor, memory: Memory) -> Tensor:
+        """States (B, T, D) of words (B, T) of which only some are known."""
+        return self.net.decode(self.unknown(self.net.embed(words), known), memory, valid)
+
+    def _states(self, source: Tensor, target: Tensor) -> Tensor:
+        """Of target words where none is known."""
+        valid = target != self.ends.pad
+        return self._say(target, ~valid, valid, self._memory(source))
+
+    def _best(self, source: Tensor, candidates: int) -> list[list[int]]:
+        """Words of the best translation of each source (B, S)."""
+        mask = source != self.ends.pad
+        found = mask_predict(
+            self.net, self.unknown, self.predictor, source, mask, self.ends, self.iterations, candidates, self.rescorer
+        )
+        return [best.tokens for best, *_ in found]
+
+    def translate(self, source: Tensor, beam: int | None = None) -> list[str]:
+        """The best translation of each source (B, S), as cleaned text; beam is how many lengths are tried."""
+        return [self.text(tokens) for tokens in self._best(source, beam or self.candidates)]
+
+    def _spoken(self, source: Tensor) -> list[int]:
+        """Words of a translation of the source (S,)."""
+        return self._best(source.unsqueeze(0), self.candidates)[0]
+
+    @torch.no_grad()
+    def drafts(self, source: Tensor) -> list[Draft]:
+        """What mask-predict says of a source (S,) in every iteration, at the length of its best translation."""
+        valid = torch.ones(1, len(self._spoken(source)), dtype=torch.bool, device=source.device)
+        memory = self._memory(source.unsqueeze(0))
+        return list(refine(self.net, self.unknown, memory, valid, self.ends, self.iterations))
+
+    def draw(self) -> dict[str, Figure]:
+        """Those of the Translator, and the iterations of mask-predict on one sentence."""
+        figures = super().draw()
+        if self._shown is None or self.iterations == 1:
+            return figures
+        training = self.training
+        self.eval()
+        drafts = self.drafts(self._shown.to(self.device))
+        self.train(training)
+        rows = [[self.pieces.id_to_piece(word) for word in draft.words[0].tolist()] for draft in drafts]
+        asked = [draft.asked[0].tolist() for draft in drafts]
+        return figures | {"iterations": drafts_grid(rows, asked, self.text(self._shown.tolist()))}
+
+
+class OneShotTranslator(MaskedTranslator):
+    """All words at once, as many as the length predictor says, none of them known (Gu et al. 2018, arXiv 1711.02281).
+
+    Instead of fertilities the decoder reads one vector for all words, beside their positions. With `glance` some words
+    are known in training all the same: the more, the more the network gets wrong (Qian et al. 2021, arXiv 2008.07905).
+
+    Args:
+        optimizer, net, label_smoothing, candidates, start: As of MaskedTranslator.
+        glance: Share of the wrong words of a first pass that so many words, drawn evenly, are given for the second,
+            which is learned from; 0: there is but one pass.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable | None = None,
+        net: Callable[[int], Seq2Seq] | None = None,
+        label_smoothing: float = 0.1,
+        candidates: int = 5,
+        glance: float = 0.0,
+        start: str | None = None,
+    ) -> None:
+        super().__init__(optimizer, net, label_smoothing, 1, candidates, start)
+        _check_share(glance)
+        self.glance = glance
+
+    def _known(self, words: Tensor, valid: Tensor, memory: Memory) -> Tensor:
+        """Which words (B, T) the decoder is given in training."""
+        nothing = torch.zeros_like(valid)
+        if not self.glance:
+            return nothing
+        with torch.no_grad():
+            said = torch.full_like(words, self.ends.pad)
+            said[valid] = self.net.logits(self._say(words, nothing, valid, memory)[valid]).argmax(1)
+        return some(valid, (self.glance * (said != words).sum(1)).long())
+
+
+class LongOutputTranslator(ParallelTranslator):
+    """A long output all at once, cut after its first END: no length has to be known.
+
+    There are as many places as a search word by word may take steps, a number that the source decides. What stands
+    after END is not learned, and words of a target beyond the last place are not either.
+
+    Args:
+        optimizer, net, label_smoothing, start: As of ParallelTranslator.
+    """
+
+    def build(self, facts: dict[str, Any]) -> None:
+        """Create network, tokenizer and metrics."""
+        super().build(facts)
+        self.unknown = UnknownWords(self.net.d_model)
+
+    def _states(self, source: Tensor, target: Tensor) -> Tensor:
+        """Of all places that the source (B, S) has, (B, L, D), whatever the target is."""
+        return long_states(self.net, self.unknown, source, source != self.ends.pad, self.ends)[0]
+
+    def _losses(self, batch: dict[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:
+        """Loss (n,) of every word and EOS, and whether the likeliest word was right (n,)."""
+        source, target = batch["source"], batch["target"]
+        states, places = long_states(self.net, self.unknown, source, source != self.ends.pad, self.ends)
+        shared = min(target.shape[1], places.shape[1])
+        target = target[:, :shared]
+        asked = (target != self.ends.pad) & places[:, :shared]
+        logits = self.net.logits(states[:, :shared][asked])
+        return smoothed_cross_entropy(logits, target[asked], smoothing), logits.argmax(1) == target[asked]
+
+    def translate(self, source: Tensor, beam: int | None = None) -> list[str]:
+        """What is said of each source (B, S), as cleaned text; there is nothing to search for with a beam."""
+        outputs = long_outputs(self.net, self.unknown, source, source != self.ends.pad, self.ends)
+        return [self.text(cut(output, self.ends.eos)) for output in outputs]
+
+    def _spoken(self, source: Tensor) -> list[int]:
+        """The output for the source (S,), with what stands after END."""
+        return long_outputs(self.net, self.unknown, source.unsqueeze(0), None, self.ends)[0]
+
+
+class CTCTranslator(ParallelTranslator):
+    """Words and blanks in more places than there are words (Libovický and Helcl 2018, arXiv 1811.04719).
+
+    The decoder reads the encoder's states, some places for each token. The blank is the padding, which is no word and
+    has a row in the tables all the same. Sentences with more words than places are not learned from.
+
+    With `glance` some places are given in training what they should say (Gu and Kong 2021, arXiv 2012.15833, "glancing
+    targets"): the more, the more differ from the likeliest alignment of the target.
+
+    Args:
+        optimizer, net, start: As of ParallelTranslator.
+        upsampling: Places for each source token. Two suffice ...
+        glance: Share of the wrong places of a first pass that so many places, drawn evenly, are told for the second,
+            which is learned from; 0: there is but one pass.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable | None = None,
+        net: Callable[[int], Seq2Seq] | None = None,
+        upsampling: int = 2,
+        glance: float = 0.0,
+        start: str | None = None,
+    ) -> None:
+        super().__init__(optimizer, net, 0.0, start)
+        if upsampling < 1:
+            raise MisconfigurationException(f"model.upsampling is {upsampling}: expected 1 or more")
+        _check_share(glance)
+        self.ratio, self.glance = upsampling, glance
+
+    def build(self, facts: dict[str, Any]) -> None:
+        """Create network, tokenizer and metrics."""
+        super().build(facts)
+        self.upsampling = Upsampling(self.net.d_model, self.ratio)
+
+    def _states(self, source: Tensor, target: Tensor) -> Tensor:
+        """Of all places that the source (B, S) has, (B, ratio S, D), whatever the target is."""
+        memory = self._memory(source)
+        places, valid = self.upsampling(memory)
+        return self.net.decode(places, memory, valid)
+
+    def _losses(self, batch: dict[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:
+        """Loss (n,) of every word: that of its sentence, shared out evenly. No word is right or wrong by itself."""
+        source, blank = batch["source"], self.ends.pad
+        words, valid = self._words(batch["target"])
+        memory = self._memory(source)
+        read, mask = self.upsampling(memory)
+        count, places = valid.sum(1), mask.sum(1)
+        if self.training and self.glance:
+            with torch.no_grad():
+                first = self.net.logits(self.net.decode(read, memory, mask))
+                told = alignment(first, places, words, count, blank)
+                wrong = (first.argmax(2) != told) & mask
+            known = some(mask, (self.glance * wrong.sum(1)).long())
+            read = self.net.embed(told).where(known.unsqueeze(2), read)
+        logits = self.net.logits(self.net.decode(read, memory, mask))
+        losses = ctc_losses(logits, places, words, count, blank)
+        return (losses / count.clamp(min=1)).repeat_interleave(count), valid.new_zeros(0)
+
+    def translate(self, source: Tensor, beam: int | None = None) -> list[str]:
+        """What the likeliest path of each source (B, S) stands for, as cleaned text; there is no beam."""
+        paths = ctc_paths(self.net, self.upsampling, source, source != self.ends.pad, self.ends)
+        return [self.text(collapse(path, self.ends.pad)) for path in paths]
+
+    def _spoken(self, source: Tensor) -> list[int]:
+        """The likeliest path of the source (S,)."""
+        return ctc_paths(self.net, self.upsampling, source.unsqueeze(0), None, self.ends)[0]
