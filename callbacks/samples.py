@@ -34,7 +34,8 @@ class Samples(Callback):
         columns, rows = pl_module.samples()
         step = trainer.global_step
         self._append(Path(trainer.default_root_dir) / "samples.csv", step, columns, rows)
-        for logger in trainer.loggers:
+        loggers: list[Any] = trainer.loggers  # of any kind
+        for logger in loggers:
             if hasattr(logger, "log_table"):
                 logger.log_table(key="samples", columns=columns, data=rows, step=step)
             elif hasattr(getattr(logger, "experiment", None), "add_text"):
