@@ -163,9 +163,8 @@ def load_model(path: Path, flags: Sequence[str] = ()) -> Any:
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
     except (KeyError, RuntimeError) as error:
-        raise DataError(
-            f"{path}: does not fit its own configuration, or what --model flags made of it: {error}"
-        ) from error
+        first = str(error).split(", ")[0]  # of many parameters
+        raise DataError(f"{path}: does not fit its configuration, or what --model flags made of it: {first}") from error
     return model.eval()
 
 
@@ -377,13 +376,13 @@ class WholeFile:
     def _left(self, made_with: dict[str, Any]) -> dict[str, Any]:
         try:
             state = json.loads(self.record.read_text(encoding="utf-8"))
-            whole = state["bytes"] <= self.part.stat().st_size
-        except (OSError, ValueError, KeyError, TypeError):
+            whole = state["made_with"].keys() == made_with.keys() and state["bytes"] <= self.part.stat().st_size
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             whole = False
         if not whole:
             raise DataError(f"{self.part}: {self.record.name} does not fit it; delete {self.part.name} and start anew")
         for name, value in made_with.items():
-            if (before := state["made_with"].get(name)) != value:
+            if (before := state["made_with"][name]) != value:
                 raise DataError(
                     f"{self.part}: made with {name} = {before}, now it is {value}; say the same again, or delete it to "
                     "start anew"
@@ -479,7 +478,7 @@ def write_all(
             raise UsageError(f"--shard {shard} needs a FILE whose lines can be counted, not a pipe")
         part = shard.lines(total)
         lines, total = itertools.islice(lines, part.start, part.stop), len(part)
-    lines = iter(lines)
+    lines, count = iter(lines), 0
     watched = sys.stderr.isatty() and not (isinstance(sink, StandardOutput) and sys.stdout.isatty())
     try:
         with tqdm(total=total, desc="translating", unit=" lines", dynamic_ncols=True, disable=not watched) as bar:
@@ -488,7 +487,10 @@ def write_all(
                     said = translator(chunk)
                     sink.write([show(line, text) for line, text in zip(chunk, said, strict=True)])
                 bar.update(len(chunk))
+                count += len(chunk)
         sink.finish()
+        if not count and sys.stderr.isatty():
+            print("leeml: no lines came in", file=sys.stderr)
     except BaseException:
         if isinstance(sink, WholeFile) and sink.part.exists():
             print("leeml: go on with the same command and --resume", file=sys.stderr)

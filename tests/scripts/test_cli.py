@@ -69,7 +69,7 @@ def test_help_answers_without_torch():
 
 def test_help_names_every_verb_and_each_has_its_own():
     said = works("--help").out
-    for verb in ("fit", "validate", "test", "predict", "kfold", "data", "bench"):
+    for verb in ("fit", "validate", "test", "predict", "translate", "distill", "kfold", "data", "bench"):
         assert re.search(rf"^  {verb} ", said, re.MULTILINE)
         own = works(verb, "--help").out
         assert own.startswith(f"usage: leeml {'[options] ' if '--trainer' in own else ''}{verb}"), own[:80]
@@ -340,6 +340,16 @@ def test_commands_of_the_readme_parse(line, run, data, monkeypatch):
         monkeypatch.setattr(kfold, "run_cli", parse_only)
         with pytest.raises(Parsed):
             kfold.main(words)
+        return
+    elif verb in ("translate", "distill"):
+
+        def known(own, flags):
+            raise Parsed
+
+        module = importlib.import_module(f"scripts.{verb}")
+        monkeypatch.setattr(module, "planned", known)
+        with pytest.raises(Parsed):
+            module.main(words)
         return
     elif verb == "data":
         for method in ("sample", "fetch", "prepare", "describe"):

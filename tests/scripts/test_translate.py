@@ -152,7 +152,7 @@ def test_simplified_input_is_said_once(echo_lines, monkeypatch, capsys):
 def test_it_says_what_predict_says(root, run, best, english, tmp_path, monkeypatch):
     works("predict", "--run_dir", run, "--output", tmp_path / "submission.txt")
     expected = (tmp_path / "submission.txt").read_text(encoding="utf-8").splitlines()
-    assert len(set(expected)) > TESTS // 8  # else the order of lines would not show
+    assert len(set(expected)) > TESTS // 10  # else the order of lines would not show
     said = works("translate", "--run_dir", run, english, "--cleaned")
     assert said.out.splitlines() == expected
     assert said.err == ""
@@ -227,10 +227,10 @@ def test_nothing_in_nothing_out(run, tmp_path, monkeypatch):
         ("--run_dir {run} in.en --output out.gz", ["out.gz", "leave out .gz"]),
         ("--run_dir {run} in.en --max_tokens 0", ["--max_tokens 0: expected at least 1"]),
         ("--run_dir {run} in.en --beam 0", ["model.beam is 0"]),
-        ("--run_dir {run} in.en --model.beems 2", ["beems", "did you mean beam?"]),
+        ("--run_dir {run} in.en --model.beems 2", ["model.beems: Translator has no option 'beems'", "beam"]),
         ("--run_dir {run} in.en --data.root .", ["--data.root", "no such flag"]),
         ("--run_dir {run} in.en --ckpt_path other.ckpt", ["other.ckpt: no such checkpoint"]),
-        ("--ckpt_path in.en in.en", ["in.en: the checkpoint is damaged"]),
+        ("--ckpt_path in.en in.en", ["in.en: holds code besides weights", "only open checkpoints of leeml"]),
         ("--ckpt_path covid.ckpt in.en", ["covid.ckpt: of hw1_covid, which translates nothing"]),
         ("--ckpt_path back.ckpt --ckpt_path {best} in.en", ["best.ckpt translates from en to zh", "one direction"]),
         ("--ckpt_path words.ckpt --ckpt_path {best} in.en", ["best.ckpt: a tokenizer of another run", "words.ckpt"]),
@@ -434,7 +434,7 @@ def test_ctrl_c_leaves_whole_lines(run):
 
 
 def test_a_closed_pipe_is_no_fault(run, tmp_path):
-    running = process("--run_dir", run, "--beam", 1, numbered(3 * translate.CHUNK, tmp_path))
+    running = process("--run_dir", run, "--beam", 1, numbered(2 * translate.CHUNK, tmp_path))
     assert running.stdout.readline().endswith("\n")
     running.stdout.close()
     said = running.stderr.read()
@@ -446,7 +446,7 @@ def test_a_closed_pipe_is_no_fault(run, tmp_path):
 
 
 @pytest.mark.usefixtures("echoing")
-@pytest.mark.parametrize("parts", [1, 2, 3, 9])
+@pytest.mark.parametrize("parts", [2, 5])
 def test_shards_put_together_are_the_whole(run, tmp_path, parts):
     file = numbered(27, tmp_path)
     found = [works("translate", "--run_dir", run, file, "--shard", f"{n}/{parts}").out for n in range(1, parts + 1)]
@@ -469,9 +469,12 @@ def test_processes_of_torchrun(run, tmp_path, monkeypatch):
     assert_fails(
         tmp_path, "translate", "--run_dir", run, file, says=["cannot share standard output; add --output FILE"]
     )
-    for rank in range(11):
+    found = {}
+    for rank in (0, 5, 10):
         monkeypatch.setenv("RANK", str(rank))
         works("translate", "--run_dir", run, file, "--output", tmp_path / "out.zh")
-    parts = sorted(tmp_path.glob("out.zh.*"))  # in the order that the shell gives to out.zh.*
-    assert len(parts) == 11
-    assert "".join(part.read_text() for part in parts) == file.read_text()
+        found |= {path.name: path.read_text() for path in tmp_path.glob("out.zh*")}
+    lines = file.read_text().splitlines(keepends=True)
+    parts = {f"out.zh.{n:02}": Shard(n, 11).lines(27) for n in (1, 6, 11)}  # in the order that a shell gives them
+    assert found == {name: "".join(lines[part.start : part.stop]) for name, part in parts.items()}
+    assert "".join(found.values())
