@@ -1,6 +1,7 @@
 """Pictures of a translator's work: what each word looked at, how good long sentences are, which places are alike."""
 
 import itertools
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,10 +9,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
+from modules.detokenize import CJK
 from modules.pictures import printable, with_fonts
 from modules.translation_scores import CorpusScore
 
 BINS = (5, 10, 15, 20, 30)  # source words at which a new bar of BLEU by length begins
+WORD = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
 
 
 @with_fonts
@@ -43,20 +46,21 @@ def bleu_by_length(sources: Sequence[str], said: Sequence[str], references: Sequ
     """BLEU of the sentences whose source has so many words, with their number.
 
     Args:
-        sources: Of the translations; words are what stands between spaces.
+        sources: Of the translations; words are what stands between spaces, in Chinese single characters.
         said: Translations.
         references: One each.
         language: Of the translations.
     """
-    group = np.searchsorted(BINS, [len(source.split()) for source in sources], side="right")
+    group = np.searchsorted(BINS, [len(WORD.findall(source)) for source in sources], side="right")
     names = [f"< {BINS[0]}", *(f"{a} to {b - 1}" for a, b in itertools.pairwise(BINS)), f"{BINS[-1]} +"]
+    judge = CorpusScore("bleu", language).judge  # the metric itself would wait for the other ranks
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for place in range(len(names)):
         chosen = np.flatnonzero(group == place).tolist()
-        score = CorpusScore("bleu", language)
-        score.update([said[i] for i in chosen], [references[i] for i in chosen])
-        height = float(score.compute()) if chosen else 0.0
+        height = (
+            judge.corpus_score([said[i] for i in chosen], [[references[i] for i in chosen]]).score if chosen else 0.0
+        )
         axes.bar(place, height, color="tab:blue")
         axes.text(place, height, f"{height:.1f}\n{len(chosen)} sentences" if chosen else "none", ha="center")
     axes.set_xticks(range(len(names)), names)
