@@ -130,7 +130,9 @@ class HomeworkModule(LightningModule):
             loss: Of the step, ().
             right: Which answers are right, bool of any shape; None: nothing is counted.
         """
-        sums = [loss.detach().float(), loss.new_ones(()).float(), loss.new_zeros(2).float()]
+        counts = self._counts  # where gradients are accumulated, global_mean divided by the first batch's
+        mean = loss.detach().float() * (counts[0] / counts[-1] if counts else 1)
+        sums = [mean, loss.new_ones(()).float(), loss.new_zeros(2).float()]
         if right is not None:
             sums[2] = torch.stack((right.sum(), torch.full_like(right.sum(), right.numel()))).float()
         self._train_sums = self._train_sums.to(loss.device) + torch.cat([part.view(-1) for part in sums])
