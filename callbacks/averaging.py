@@ -13,8 +13,9 @@ from torch import Tensor
 class AverageOfLast(WeightAveraging):
     """Each validation takes the weights as they stand; what is validated, and saved, is the mean of the last `last`.
 
-    Training goes on with the weights as they were. Checkpoints hold the mean as their weights, and beside it the last
-    ones, so that a resumed run goes on exactly: they are `last` + 2 times as large as without.
+    Training goes on with the weights as they were. Checkpoints hold the mean as their weights, and beside it those of
+    now and the last ones, `last` + 1 sets more than without, so that a resumed run goes on exactly. Before the first
+    validation the mean is of the weights as they stand.
 
     Args:
         last: Validations whose weights are averaged; fewer as long as there are fewer.
@@ -38,8 +39,20 @@ class AverageOfLast(WeightAveraging):
                 mean.data.copy_(torch.stack(weights).mean(0))
         super().on_validation_epoch_start(trainer, pl_module)
 
+    def _follow(self, pl_module: LightningModule) -> None:
+        """Where nothing was taken yet, the mean would be the weights that the run began with."""
+        if self._average_model is not None and not self._taken:
+            for mean, weights in zip(self._average_model.module.parameters(), pl_module.parameters(), strict=True):
+                mean.data.copy_(weights.data)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the mean in the module."""
+        self._follow(pl_module)
+        super().on_train_end(trainer, pl_module)
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the last weights in."""
+        self._follow(pl_module)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         checkpoint["last_weights"] = list(self._taken)
 

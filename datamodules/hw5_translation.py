@@ -1,6 +1,7 @@
 """HW5: English to Chinese translation, or back, by the course's files or any tables of sentence pairs."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -96,7 +97,7 @@ class TranslationData(HomeworkData):
     """The course's files of HW5, any edition, or other sentence pairs.
 
     Pairs are cleaned as the course does, cut into pieces by one tokenizer for both languages, which is trained on what
-    is not held out, and kept in one memory map; from the second run on nothing is read again. The facts for the module:
+    is not held out, and kept in one memory map; a second run cleans and encodes nothing. The facts for the module:
     tokenizer, size of the vocabulary, reserved pieces, languages, longest sentence.
 
     Args:
@@ -106,7 +107,7 @@ class TranslationData(HomeworkData):
         test: Such a table or prefix, to be scored and translated instead of the course's test set.
         source, target: Languages; the other way round for back-translation.
         vocabulary: Pieces of the tokenizer, bytes among them.
-        max_tokens: Of one optimizer step over all ranks together: sentences x the longer padded side (fairseq).
+        max_tokens: Of a batch over all ranks together: sentences x the longer padded side (fairseq).
         max_length: Tokens of a sentence, with eos. Longer pairs are not trained on; test sentences are cut.
         synthetic: Such a table or prefix of back-translated or distilled pairs; they are only trained on, and those
             with a sentence that is held out are left out.
@@ -178,6 +179,8 @@ class TranslationData(HomeworkData):
         self.bitexts: list[Bitext] = []
         self.real: CleanPairs
         self.synthetic: CleanPairs | None = None
+        self.leaks = np.zeros(0, bool)
+        """Which synthetic pairs have a sentence of a pair that is held out, on either side, (M,)."""
         self.corpus: TokenCorpus
         """Of the real pairs, and after them the synthetic ones."""
         self.folds_of_rows = np.zeros(0, np.int64)
@@ -261,6 +264,8 @@ class TranslationData(HomeworkData):
             raise DataError(
                 f"{bitext}: nothing to translate from {self.source} in it; name another test set (data.test)"
             )
+        if stage == "test" and self.test_file is not None and pseudo[self.target]:
+            raise DataError(f"{bitext}: nothing in {self.target} in it to score against; name another one (data.test)")
         if stage == "predict" or self.scored_test:
             self.test_bitext, self.test_first = bitext, lines.first
             self.test_lines = dict(enumerate(zip(lines.en, lines.zh, strict=True)))
@@ -302,6 +307,7 @@ class TranslationData(HomeworkData):
             self._report_script(self.synthetic, [bitext])
             parts.append(self.synthetic)
         self.corpus = encode_pairs(parts, self.tokenizer)
+        self.leaks = self._find_leaks()
         train, val = self.chosen_folds()[0]
         if not len(train) or not len(val):
             raise DataError(
@@ -377,7 +383,7 @@ class TranslationData(HomeworkData):
         train = self.chosen_folds()[0].train
         if self.synthetic is None:
             return train
-        rows = len(self.real) + np.flatnonzero(~self._leaks() & self._usable()[len(self.real) :])
+        rows = len(self.real) + np.flatnonzero(~self.leaks & self._usable()[len(self.real) :])
         if self.synthetic_only:
             return rows
         if self.synthetic_ratio is not None and len(rows):
@@ -385,12 +391,16 @@ class TranslationData(HomeworkData):
             rows = np.resize(order, round(self.synthetic_ratio * len(train)))
         return np.concatenate([train, rows])
 
-    def _leaks(self) -> np.ndarray:
-        """Which synthetic pairs have a sentence of a pair that is held out, on either side, (M,) bool."""
-        assert self.synthetic is not None
-        held = self.real.hashes[self.folds_of_rows == self.fold]
-        english, chinese = np.isin(self.synthetic.hashes, held).T
-        return english | chinese
+    def _find_leaks(self) -> np.ndarray:
+        """See `leaks`. Pieces are compared, not text: what a model says is in lower case, as the tokenizer has it."""
+        tokens, ends = np.asarray(self.corpus.tokens), self.corpus.offsets
+
+        def sides(row: int) -> list[bytes]:
+            return [tokens[start:end].tobytes() for start, end in pairwise(ends[2 * row : 2 * row + 3].tolist())]
+
+        held = {side for row in np.flatnonzero(self.folds_of_rows == self.fold).tolist() for side in sides(row)}
+        synthetic = range(len(self.real), len(self.corpus))
+        return np.array([not held.isdisjoint(sides(row)) for row in synthetic], bool)
 
     def raw_lines(self, rows: np.ndarray) -> dict[int, tuple[str, str]]:
         """English and Chinese of real pairs as they stand in their files."""
@@ -533,7 +543,7 @@ class TranslationData(HomeworkData):
         assert self.synthetic is not None
         count = (self.train_rows() >= len(self.real)).sum()
         return (
-            f"{count:,} synthetic pairs of {self.synthetic.counts[0, 0]:,} ({self._leaks().sum():,} left out, as a "
+            f"{count:,} synthetic pairs of {self.synthetic.counts[0, 0]:,} ({self.leaks.sum():,} left out, as a "
             "sentence of theirs is held out)"
         )
 

@@ -77,9 +77,10 @@ def read_lines(path: Path) -> list[str]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        text_bytes = error.object  # without a byte order mark, which `start` does not count
+        line = text_bytes.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}, line {line}: byte {data[error.start]:#04x} is no UTF-8; save the file as UTF-8"
+            f"{path}, line {line}: byte {text_bytes[error.start]:#04x} is no UTF-8; save the file as UTF-8"
         ) from None
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 

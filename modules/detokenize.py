@@ -34,5 +34,10 @@ def restore_en(text: str) -> str:
     return _QUOTED.sub(r'"\1"', _IN_ABBREVIATIONS.sub("", _IN_NUMBERS.sub(r"\1", text)))
 
 
+def one_line(text: str) -> str:
+    """Text without control characters, which bytes that a model spells may make, and with single spaces."""
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
+
+
 RESTORE = {"en": restore_en, "zh": restore_zh}
 """By language."""

@@ -295,6 +295,11 @@ class CTCTranslator(ParallelTranslator):
     def build(self, facts: dict[str, Any]) -> None:
         """Create network, tokenizer and metrics."""
         super().build(facts)
+        if self.net.max_length is not None and self.net.max_length < self.ratio * facts["max_length"]:
+            raise MisconfigurationException(
+                f"model.net.max_length is {self.net.max_length}, but {facts['max_length']} tokens have "
+                f"{self.ratio * facts['max_length']} places; raise it, or lower data.max_length"
+            )
         self.upsampling = Upsampling(self.net.d_model, self.ratio)
 
     def _states(self, source: Tensor, target: Tensor) -> Tensor:

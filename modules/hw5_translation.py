@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 
 from modules.base import HomeworkModule
 from modules.decoding import Ends, beam_search, greedy
-from modules.detokenize import RESTORE
+from modules.detokenize import RESTORE, one_line
 from modules.first_weights import load_first_weights
 from modules.losses import smoothed_cross_entropy
 from modules.nets.recurrent_seq2seq import SourceAttention
@@ -82,7 +82,7 @@ class Translator(HomeworkModule):
         self.objective, self.start = objective, start
         self.teacher_forcing = 1.0
         self.others: list[Seq2Seq] = []
-        """Further networks whose probabilities are averaged with this one's in test and prediction."""
+        """Further networks whose probabilities are averaged with this one's; `leeml translate` sets them."""
         self._said: list[tuple[str, str, str]] = []  # source, reference and output
         self._shown: Tensor | None = None  # a source (S,)
 
@@ -172,7 +172,7 @@ class Translator(HomeworkModule):
             other: Score = "chrf" if objective.reward == "bleu" else "bleu"  # should rise with the reward
             said, there = (tokens != self.ends.pad for tokens in (found.tokens, target))
             seen = found.seen | {
-                other: scores(found.tokens.tolist(), other).mean(),
+                other: scores(found.tokens.tolist(), other).mean().to(self.device),
                 "length_ratio": said.sum() / there.sum() / said.shape[1],
             }
             self.log_dict({f"train/{name}": value for name, value in seen.items()}, sync_dist=True)
@@ -188,13 +188,16 @@ class Translator(HomeworkModule):
     # judging
 
     def text(self, tokens: list[int]) -> str:
-        """Words of token numbers."""
-        return self.pieces.decode(tokens)
+        """Words of token numbers, in one line."""
+        return one_line(self.pieces.decode(tokens))
 
     def translate(self, source: Tensor, beam: int | None = None) -> list[str]:
         """The best translation of each source (B, S), as cleaned text; beam 1 is greedy."""
-        nets = [self.net, *self.others]
-        found = beam_search(nets, source, source != self.ends.pad, self.ends, beam or self.beam, 1, self.length_penalty)
+        nets, mask, beam = [self.net, *self.others], source != self.ends.pad, beam or self.beam
+        if beam == 1:
+            found = greedy(nets, source, mask, self.ends)
+        else:
+            found = beam_search(nets, source, mask, self.ends, beam, 1, self.length_penalty)
         return [self.text(best.tokens) for best, *_ in found]
 
     def _log_loss(self, batch: dict[str, Any], name: str, metric: MeanMetric) -> None:

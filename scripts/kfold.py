@@ -17,7 +17,7 @@ from callbacks.submission import write_csv
 from datamodules.base import HomeworkData
 from datamodules.errors import DataError
 from modules.base import HomeworkModule
-from scripts.mistakes import Parser
+from scripts.mistakes import Parser, UsageError
 from scripts.run_folder import RunFolder
 from scripts.train import LeemlCLI, find_config, known_classes, new_run, own_flags, run_cli
 
@@ -61,6 +61,8 @@ def main(args: list[str]) -> int:
         for c in HomeworkModule.__subclasses__()
         if path in (c.__name__, f"{c.__module__}.{c.__name__}")
     )
+    if path.split(".")[-1].endswith("Translator"):
+        raise UsageError("kfold averages predictions, and text has no mean: of HW5 fit --data.fold 0, 1, ... instead")
     run = RunFolder(own.run_dir.absolute()) if own.run_dir else new_run(configs, "_kfold")
     line = ["fit", *rest, "--trainer.devices=1", "--trainer.strategy=auto", f"--data.folds={own.folds}", "--run_dir"]
     if together:

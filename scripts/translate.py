@@ -162,7 +162,7 @@ def load_model(path: Path, flags: Sequence[str] = ()) -> Any:
     try:
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, ValueError) as error:
         first = str(error).split(", ")[0]  # of many parameters
         raise DataError(f"{path}: does not fit its configuration, or what --model flags made of it: {first}") from error
     return model.eval()
@@ -231,7 +231,7 @@ class LineTranslator:
             chosen = rows[batch].tolist()
             padded = pad_sequence([torch.tensor([*sources[row], EOS]) for row in chosen], True, PAD)
             for row, text in zip(chosen, self.model.translate(padded.to(self.device)), strict=True):
-                said[row] = one_line(text)
+                said[row] = text
         return said
 
 
@@ -245,11 +245,6 @@ def _match(path: Path, facts: Facts, other_path: Path, other: Facts) -> None:
             f"{other_path}: a tokenizer of another run than that of {path}; an ensemble needs runs on the same pairs, "
             "with the same data.fold, data.seed and data.vocabulary"
         )
-
-
-def one_line(text: str) -> str:
-    """Text without control characters, which bytes that a model spells may make, and with single spaces."""
-    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
 
 
 def warn(text: str) -> None:
@@ -282,7 +277,8 @@ def _decoded(file: Iterable[bytes], name: str) -> Iterator[Line]:
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(f"{place}: byte {line[error.start]:#04x} is no UTF-8; save the text as UTF-8") from None
+            byte = error.object[error.start]  # of the line without a byte order mark
+            raise DataError(f"{place}: byte {byte:#04x} is no UTF-8; save the text as UTF-8") from None
         yield Line(text.removesuffix("\n").removesuffix("\r"), place)
 
 

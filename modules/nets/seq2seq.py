@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -58,6 +59,11 @@ class Seq2Seq(nn.Module, ABC):
     @abstractmethod
     def logits(self, states: Tensor) -> Tensor:
         """Scores of every word of the vocabulary, (..., D) -> (..., V)."""
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As nn.Module's, of the ways that training goes: `forward` is not among them. Steps stay as they are."""
+        for way in ("encode", "decode"):
+            setattr(self, way, torch.compile(getattr(self, way), *args, **kwargs))
 
     def forward(self, source: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Source (B, S), target (B, T) that begins with BOS, mask of the source (B, S) -> logits (B, T, V)."""

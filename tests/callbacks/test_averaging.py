@@ -40,14 +40,14 @@ class Weights(Callback):
         self.of_epochs.append(pl_module.layer.weight.item())
 
 
-def fit(folder, epochs, ckpt=None, last=2):
+def fit(folder, epochs, ckpt=None, last=2, **options):
     torch.manual_seed(0)
     module, weights = Line(), Weights()
     numbers = DataLoader(torch.linspace(-1, 1, 8).unsqueeze(1), batch_size=4)
     keeper = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, auto_insert_metric_name=False)
     trainer = Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, default_root_dir=folder, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[AverageOfLast(last), weights, keeper], num_sanity_val_steps=1,
+        enable_model_summary=False, callbacks=[AverageOfLast(last), weights, keeper], num_sanity_val_steps=1, **options,
     )  # fmt: skip
     trainer.fit(module, numbers, DataLoader(torch.zeros(1, 1)), ckpt_path=ckpt)
     return module, weights.of_epochs
@@ -72,6 +72,13 @@ def test_resumed_run_has_the_same_weights(tmp_path):
     rest, more = fit(tmp_path / "rest", 5, ckpt=tmp_path / "part/1.ckpt", last=3)
     assert more == own[2:]
     assert torch.equal(whole.layer.weight, rest.layer.weight)
+
+
+def test_without_validation_it_is_what_was_trained(tmp_path):
+    module, own = fit(tmp_path, 2, limit_val_batches=0)
+    assert module.layer.weight.item() == own[-1]
+    saved = torch.load(tmp_path / "1.ckpt", weights_only=True)
+    assert saved["state_dict"]["layer.weight"].item() == own[-1]
 
 
 def test_none_to_average():

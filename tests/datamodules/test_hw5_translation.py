@@ -423,7 +423,8 @@ class TestSynthetic:
     def test_what_is_held_out_does_not_come_back(self, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
         alone = ready(folder, pairs=["a.tsv"])
         held = alone.chosen_folds()[0].val.tolist()
-        leaks = [("another source", made_up(100)[held[0]][1]), (made_up(100)[held[1]][0], "別的話"), ("fine", "可以")]
+        (_, chinese), (english, _) = (made_up(100)[row] for row in held[:2])
+        leaks = [("another source", chinese), (english.upper(), "別的話"), ("fine", "可以")]
         write(folder, "synthetic.tsv", *leaks)
         with caplog.at_level("INFO"):
             data = ready(folder, pairs=["a.tsv"], synthetic="synthetic.tsv")

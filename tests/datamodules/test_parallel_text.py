@@ -1,5 +1,6 @@
 """datamodules/parallel_text.py: the same pairs from every kind of file; bad ones are named, with the line."""
 
+import codecs
 import gzip
 from pathlib import Path
 
@@ -81,9 +82,10 @@ class TestBadFiles:
 
     def test_no_utf8(self, tmp_path: Path) -> None:
         path = tmp_path / "raw.zh"
-        path.write_bytes("你好\n再".encode() + "見".encode("big5"))
-        with pytest.raises(DataError, match=r"raw\.zh, line 2: byte 0xa8 is no UTF-8"):
-            read_lines(path)
+        for mark in (b"", codecs.BOM_UTF8):
+            path.write_bytes(mark + "你好\n再".encode() + "見".encode("big5"))
+            with pytest.raises(DataError, match=r"raw\.zh, line 2: byte 0xa8 is no UTF-8"):
+                read_lines(path)
 
     def test_cut_gz(self, tmp_path: Path) -> None:
         path = write(tmp_path / "raw.en.gz", EN * 100)

@@ -301,6 +301,7 @@ def test_no_experiment(tmp_path, verb):
         (["data", "fetch", "hw1_covid", "--edition", "1999"], "2021, 2022, 2023"),
         (["data", "prepare", "hw1_covid"], "no preparation"),
         (["kfold", "--folds", "x"], "--folds"),
+        (["kfold", "--config", "configs/hw5_translation/tiny.yaml"], "text has no mean"),
     ],
 )
 def test_a_misspelt_verb_or_homework(tmp_path, args, says):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from modules.nets.recurrent_seq2seq import RecurrentSeq2Seq
 from modules.nets.routing import FixedRouting, MixedRouting, make_routing
@@ -124,3 +125,16 @@ def test_a_word_sees_later_ones_where_the_decoder_is_not_causal():
     other[:, 4] = (other[:, 4] + 1) % V
     assert not torch.allclose(net(source, other, mask)[:, 0], net(source, target, mask)[:, 0])
     assert copy.deepcopy(net).decoder.causal is False
+
+
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec")
+def test_compiled_it_says_the_same_and_keeps_its_names():
+    source, target, mask = data()
+    net = made("pre")
+    expected, names = net(source, target, mask), list(net.state_dict())
+    counter = CompileCounter()
+    net.compile(backend=counter)
+    logits = net.logits(net.decode(net.embed(target), net.encode(source, mask)))
+    torch.testing.assert_close(logits, expected, **CLOSE)
+    assert counter.frame_count >= 2, "nothing was compiled"
+    assert list(net.state_dict()) == names
