@@ -83,7 +83,8 @@ class SequenceObjective(ABC):
         weight: Of cross-entropy, from 0 to 1. Its gradient is some twenty times as long as that of a reward between 0
             and 1, hence the small default (GNMT has 0.017: Wu et al. 2016, arXiv 1609.08144).
         reward: Of an output: bleu or chrf, from 0 to 1 (modules/sentence_reward.py).
-        temperature: Divides the logits, in sampling and in the loss: the reward expected is that of such samples.
+        temperature: Divides the logits, in sampling and in the loss: the reward expected is that of such samples. Label
+            smoothing leaves a flat distribution, whose samples earn far less than the greedy output at 1.
     """
 
     fewest: int = 1
