@@ -14,6 +14,7 @@ from modules.pictures import printable, with_fonts
 from modules.translation_scores import CorpusScore
 
 BINS = (5, 10, 15, 20, 30)  # source words at which a new bar of BLEU by length begins
+PIECE = 0.1  # inches of a row or column of attention
 WORD = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
 
 
@@ -27,17 +28,19 @@ def cross_attention_maps(layers: dict[str, Tensor], source: Sequence[str], targe
         target: T pieces, each in the row that said it.
     """
     heads = max(len(maps) for maps in layers.values())
-    width, height = 0.6 + 0.17 * len(source), 0.9 + 0.17 * len(target)
-    figure = Figure(figsize=(1 + width * heads, 0.6 + height * len(layers)), layout="constrained")
-    panels = figure.subplots(len(layers), heads, squeeze=False)
+    width, height = (max(1.0, PIECE * len(side)) for side in (source, target))
+    figure = Figure(figsize=(1 + width * heads, 1 + (0.2 + height) * len(layers)), layout="constrained")
+    panels = figure.subplots(len(layers), heads, subplot_kw={"xticks": [], "yticks": []}, squeeze=False)
     columns, rows = ([printable(piece.replace("▁", "_")) for piece in side] for side in (source, target))
+    for axes in panels[-1]:
+        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=6)
+    for axes in panels[:, 0]:
+        axes.set_yticks(range(len(rows)), rows, fontsize=6)
     for line, (name, maps) in zip(panels, layers.items(), strict=True):
         for axes in line[len(maps) :]:
             axes.set_axis_off()
         for head, (axes, weights) in enumerate(zip(line, maps, strict=False), 1):
             axes.imshow(weights.numpy(), cmap="viridis", vmin=0, vmax=1)
-            axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
-            axes.set_yticks(range(len(rows)), rows if head == 1 else [], fontsize=7)
             axes.set_title(name if len(maps) == 1 else f"{name}, head {head}", fontsize=8)
     return figure
 

@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 import torch
 
+from callbacks.figures import read_metrics
 from datamodules.libriphone import Utterance, write_layout
-from datamodules.sample import write_covid, write_food
+from datamodules.sample import write_covid, write_food, write_speakers, write_translation
 
 
-def leeml(*args, cwd):
+def python(*args, cwd):
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.leeml",
-        *map(str, args),
-    ]  # Lightning starts the second process the same way
+    command = [sys.executable, *map(str, args)]
     done = subprocess.run(
         command, cwd=cwd, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def leeml(*args, cwd):
+    python("-m", "scripts.leeml", *args, cwd=cwd)  # Lightning starts the second process the same way
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +166,96 @@ def test_whole_utterances_agree(phonemes):
     one, two = (json.loads((phonemes / n / "scores.json").read_text()) for n in ("one", "two"))
     assert one["best val/accuracy"] == pytest.approx(two["best val/accuracy"], abs=1e-3)
     assert one["best val/accuracy"] > 0.4  # chance: 0.25
+
+
+SPEAKERS = """\
+model:
+  class_path: SpeakerClassifier
+  init_args:
+    optimizer: {class_path: AdamW, init_args: {lr: 0.02, eps: 1.0e-4}} # a smaller eps makes much of rounding errors
+    net: {class_path: modules.nets.frame_encoders.TransformerFrames, init_args: {d_model: 16, d_ff: 16, dropout: 0.0}}
+    pooling: statistics
+    head: {class_path: modules.nets.margin.MarginSoftmax, init_args: {scale: 15.0, margin: 0.1}}
+data:
+  class_path: SpeakerData
+  init_args:
+    folds: 4
+    segment: 40
+    batch_size: 50
+    train_snr: [0.0, 20.0]
+trainer:
+  max_epochs: 3
+"""
+
+SENTENCES = """\
+model:
+  class_path: Translator
+  init_args:
+    optimizer: {class_path: AdamW, init_args: {lr: 0.02, eps: 1.0e-4}}
+    net:
+      class_path: modules.nets.seq2seq.TransformerSeq2Seq
+      init_args: {d_model: 16, heads: 2, d_ff: 16, layers: 1, dropout: 0.0, norm: pre}
+data:
+  class_path: TranslationData
+  init_args:
+    vocabulary: 600
+    max_tokens: 400 # over both ranks
+    folds: 10
+    quick: 9
+trainer:
+  max_epochs: 6
+  check_val_every_n_epoch: 3
+  accumulate_grad_batches: 3
+"""
+
+TOGETHER = """\
+import sys
+from scripts.leeml import main
+
+base, name, *preset = sys.argv[1:] # one start of python for all
+for homework in ("speakers", "sentences"):
+    run = f"{base}/{homework}_{name}"
+    fit = ["fit", "--config", f"{base}/{homework}.yaml", *preset, "--data.root", base, "--run_dir", run]
+    assert main(fit) == 0
+assert main(["predict", "--run_dir", run]) == 0
+"""
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    base = tmp_path_factory.mktemp("ddp_together")
+    write_speakers(base / "hw4_speaker" / "sample")
+    folder = base / "hw5_translation" / "sample"
+    write_translation(folder)
+    for name, count in {"raw.en": 300, "raw.zh": 300, "test.en": 21, "test.zh": 21}.items():
+        lines = (folder / name).read_text("utf-8").splitlines(keepends=True)
+        (folder / name).write_text("".join(lines[:count]), "utf-8")
+    for name, text in {"speakers.yaml": SPEAKERS, "sentences.yaml": SENTENCES, "together.py": TOGETHER}.items():
+        (base / name).write_text(text)
+    for name, preset in (("one", []), ("two", ["--config", "configs/presets/ddp.yaml"])):
+        python(base / "together.py", base, name, *preset, cwd=base)
+    return base
+
+
+@pytest.mark.parametrize(("homework", "steps"), [("speakers", 3 * 3), ("sentences", 6 * 5)])
+def test_stretches_and_token_buckets_agree(together, homework, steps):
+    """Counts of tokens differ between ranks and between the batches of an accumulated step."""
+    runs = [together / f"{homework}_{name}" for name in ("one", "two")]
+    one, two = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in runs)
+    assert one["global_step"] == two["global_step"] == steps
+    for name, weight in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], weight, atol=1e-4, rtol=1e-3, msg=name)
+    one, two = (read_metrics(run / "metrics.csv") for run in runs)
+    for name in ("train/loss", "val/loss"):
+        assert one[name] == [(step, pytest.approx(value, rel=1e-3)) for step, value in two[name]], name
+        assert one[name][-1][1] < 0.95 * one[name][0][1], name
+    metric = {"speakers": "val/accuracy", "sentences": "val/bleu"}[homework]
+    assert [value for _, value in one[metric]] == pytest.approx([value for _, value in two[metric]], abs=1e-3)
+
+
+def test_every_sentence_is_translated_once(together):
+    files = [together / f"sentences_{name}" / "submission.txt" for name in ("one", "two")]
+    one, two = (file.read_text("utf-8").splitlines() for file in files)
+    assert len(one) == len(two) == 21
+    assert len(set(one)) > 10
+    assert sum(a == b for a, b in zip(one, two, strict=True)) >= 20  # a tie may fall either way

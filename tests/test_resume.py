@@ -8,17 +8,25 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from torchvision.transforms import v2
 
+from callbacks.scheduled_sampling import ScheduledSampling
 from callbacks.warmup import WarmupScheduler
 from datamodules.hw1_covid import CovidData
 from datamodules.hw2_phoneme import PhonemeData
 from datamodules.hw3_food import FoodData
-from datamodules.sample import write_covid, write_food, write_phonemes
+from datamodules.hw4_speaker import SpeakerData
+from datamodules.hw5_translation import TranslationData
+from datamodules.sample import write_covid, write_food, write_phonemes, write_speakers, write_translation
 from modules.hw1_covid import CovidRegressor
 from modules.hw2_phoneme import PhonemeClassifier
 from modules.hw3_food import FoodClassifier
+from modules.hw4_speaker import SpeakerClassifier
+from modules.hw5_translation import Translator
 from modules.nets.frame_encoders import TransformerFrames
+from modules.nets.margin import MarginSoftmax
 from modules.nets.recurrent import Recurrent
+from modules.nets.recurrent_seq2seq import RecurrentSeq2Seq
 from modules.nets.resnet import ResNet
+from modules.nets.seq2seq import TransformerSeq2Seq
 from modules.nets.spec_augment import SpecAugment
 from modules.nets.window_mlp import WindowMLP
 
@@ -40,6 +48,11 @@ def root(tmp_path_factory):
     write_covid(root / "hw1_covid")
     write_phonemes(root / "hw2_phoneme")
     write_food(root / "hw3_food")
+    write_speakers(root / "hw4_speaker")
+    write_translation(root / "hw5_translation")
+    for side in ("en", "zh"):
+        path = root / "hw5_translation" / f"raw.{side}"
+        path.write_text("".join(path.read_text("utf-8").splitlines(keepends=True)[:150]), "utf-8")
     return root
 
 
@@ -79,10 +92,37 @@ def frames(root):
     return PhonemeClassifier(functools.partial(torch.optim.AdamW, lr=0.01), net, label_smoothing=0.1), data
 
 
+def speakers(root):
+    """4 steps an epoch, the last one short: random stretches with noise, SpecAugment, dropout, two networks."""
+    data = SpeakerData(dir=str(root / "hw4_speaker"), segment=24, batch_size=50, train_snr=(0.0, 20.0))
+    net = functools.partial(TransformerFrames, d_model=8, d_ff=16, dropout=0.3)
+    head = functools.partial(MarginSoftmax, margin=0.1)
+    optimizer = functools.partial(torch.optim.AdamW, lr=0.01)
+    return SpeakerClassifier(
+        optimizer, net, "attentive", head=head, members=2, dropout=0.3, augment=[SpecAugment()]
+    ), data
+
+
+def sentences(root, net=None, **options):
+    """5 steps an epoch, made by two workers; more and more words are drawn from the network's own."""
+    folder = str(root / "hw5_translation")
+    data = TranslationData(dir=folder, vocabulary=600, folds=25, max_tokens=420, quick=1, workers=2)
+    net = net or functools.partial(TransformerSeq2Seq, d_model=8, heads=2, d_ff=16, layers=1, dropout=0.3)
+    optimizer = functools.partial(torch.optim.AdamW, lr=0.01)
+    module = Translator(optimizer, net, **({"sampling": "passes", "own_words": "sampled"} | options))
+    return module, data, ScheduledSampling("exponential", k=0.9)
+
+
+def recurrent_sentences(root):
+    """The same word by word."""
+    return sentences(root, functools.partial(RecurrentSeq2Seq, width=8, hidden=8), sampling="steps", own_words="mixed")
+
+
 def fit(make, root, where, stop=None, ckpt=None):
     seed_everything(3)
-    module, data = make(root)
+    module, data, *own = make(root)
     callbacks = [
+        *own,
         WarmupScheduler("cosine", warmup=4),
         EMAWeightAveraging(decay=0.9),
         ModelCheckpoint(where, filename="{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False),
@@ -107,13 +147,21 @@ STOPS = [
     *((utterances, stop) for stop in (3, 5, 17)),
     (recurrent, 3),
     *((frames, stop) for stop in (5, 7)),
+    *((speakers, stop) for stop in (3, 6)),
+    *((sentences, stop) for stop in (3, 12)),
+    (recurrent_sentences, 7),
 ]
 
 
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory):
+    """From what to train to the module that was trained without a stop."""
+    return functools.cache(lambda make: fit(make, root, tmp_path_factory.mktemp(make.__name__)))
+
+
 @pytest.mark.parametrize(("make", "stop"), STOPS)
-def test_resumed_run_ends_with_the_same_bits(root, tmp_path, make, stop):
-    whole = fit(make, root, tmp_path / "whole")
+def test_resumed_run_ends_with_the_same_bits(root, whole, tmp_path, make, stop):
     fit(make, root, tmp_path / "part", stop=stop)
     resumed = fit(make, root, tmp_path / "rest", ckpt=tmp_path / "part" / f"{stop}.ckpt")
-    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+    for (name, a), b in zip(whole(make).state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
