@@ -160,10 +160,10 @@ class Translator(HomeworkModule):
     def _sequence_loss(self, objective: SequenceObjective, batch: dict[str, Any]) -> Tensor:
         """Sum over the sentences of the loss of whole outputs; rewarded is the text that validation would judge."""
         source, target = batch["source"], batch["target"]
-        references = self.pieces.decode(target.tolist())
+        references = [self.text(tokens) for tokens in target.tolist()]
 
         def scores(outputs: list[list[list[int]]], kind: Score) -> Tensor:
-            return self.rewards[kind]([self.pieces.decode(group) for group in outputs], references)
+            return self.rewards[kind]([[self.text(tokens) for tokens in group] for group in outputs], references)
 
         found = objective(
             self.net, source, source != self.ends.pad, self.ends, lambda outputs: scores(outputs, objective.reward)

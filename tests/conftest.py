@@ -1,6 +1,7 @@
 """What all tests share: the real data where it lies, and Hypothesis without deadlines (the cores are shared)."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,12 @@ settings.load_profile("leeml")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Decoded images go to a folder of the tests."""
     os.environ["LEEML_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """Ctrl-C is heard, also by processes that tests start, where a shell in whose background pytest runs mutes it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules.text import CLEAN
-from modules.detokenize import RESTORE, restore_en, restore_zh
+from modules.detokenize import RESTORE, one_line, restore_en, restore_zh
 
 # no brackets: cleaning takes out what they hold; no colon in English: cleaning leaves spaces before it as they are
 ENGLISH = st.text(st.sampled_from("aB1 2.,;!?'\"-"), max_size=25)
@@ -55,6 +55,16 @@ def test_brackets_of_a_translation():
 def test_what_is_restored_stays(language, line):
     restored = RESTORE[language](CLEAN[language](line))
     assert RESTORE[language](restored) == restored
+
+
+@given(text=st.text() | st.text(st.sampled_from("ab \n\r\t\x00\x1f\x7f\x85\x9f\u2028\u2029\v\f\x1c")))
+def test_one_line_is_one_line(text):
+    line = one_line(text)
+    assert line.splitlines() in ([], [line])
+    assert line == line.strip()
+    assert "  " not in line
+    kept = [c for c in text if not c.isspace() and not ("\x00" <= c <= "\x1f" or "\x7f" <= c <= "\x9f")]
+    assert line.replace(" ", "") == "".join(kept)
 
 
 @given(line=ENGLISH)

@@ -141,11 +141,13 @@ def fit(module, batches, *callbacks, **options):
     return trainer
 
 
+UNEQUAL = [[(3, 2)], [(5, 9), (2, 8), (4, 7)], [(6, 1), (1, 3)], [(2, 2), (9, 9)], [(4, 5)]]
+
+
 def test_accumulated_batches_make_the_same_steps_as_large_ones(data):
     """Four batches with unequal counts of tokens, then the one that is left at the end of the epoch."""
-    lengths = [[(3, 2)], [(5, 9), (2, 8), (4, 7)], [(6, 1), (1, 3)], [(2, 2), (9, 9)], [(4, 5)]]
-    small = [pairs(rows, seed=seed) for seed, rows in enumerate(lengths)]
-    large = pairs([pair for rows in lengths[:4] for pair in rows])
+    small = [pairs(rows, seed=seed) for seed, rows in enumerate(UNEQUAL)]
+    large = pairs([pair for rows in UNEQUAL[:4] for pair in rows])
     for place, (source, target) in enumerate(row for batch in small[:4] for row in rows_of(batch)):
         large["source"][place, : len(source)], large["target"][place, : len(target)] = source, target
     weights = []
@@ -158,6 +160,16 @@ def test_accumulated_batches_make_the_same_steps_as_large_ones(data):
     for a, b, before in zip(*weights, start, strict=True):
         torch.testing.assert_close(a, b, **CLOSE)
         assert not torch.equal(a, before)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_the_logged_loss_is_the_mean_of_the_batches_own(data, parts):
+    module = translator(data.facts, optimizer=functools.partial(torch.optim.SGD, lr=0.0))
+    batches = [pairs(rows, seed=seed) for seed, rows in enumerate(UNEQUAL)]
+    found = fit(module, batches, accumulate_grad_batches=parts).callback_metrics["train/loss"]
+    with torch.no_grad():
+        own = [summed_loss(module, b, 0.1) / sum(t for _, t in rows) for b, rows in zip(batches, UNEQUAL, strict=True)]
+    assert float(found) == pytest.approx(float(sum(own)) / 5, rel=1e-4)
 
 
 def test_the_gradients_norm_is_logged_before_it_is_clipped(data):
