@@ -370,7 +370,7 @@ STUDY = Study(
         "modules/nets/mlp.py:MemberBatchNorm",
     ),
     quick=Settings(),
-    full=Settings(hidden=(512, 512, 512), deep=(256,) * 8, window=11, epochs=5, every=50, judged=20000),
+    full=Settings(hidden=(512, 512, 512), deep=(256,) * 8, window=11, every=20, judged=5000),
     run=run,
     judge=judge,
     figure=figure,

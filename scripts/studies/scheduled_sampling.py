@@ -215,7 +215,7 @@ STUDY = Study(
         "scripts/studies/scheduled_sampling.py:after_a_wrong_word",
         "scripts/study_translation.py:trained",
     ),
-    quick=Settings(Size(layers=1, epochs=3)),
+    quick=Settings(Size(layers=1, epochs=2, max_tokens=384)),
     full=Settings(REAL),
     run=run,
     judge=judge,
