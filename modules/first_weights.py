@@ -1,5 +1,6 @@
 """Weights of an earlier run, for a fit to begin with."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 
-def load_first_weights(module: nn.Module, homework: str, facts: dict[str, Any], start: str, same: list[str]) -> None:
+def load_first_weights(
+    module: nn.Module, homework: str, facts: dict[str, Any], start: str, same: list[str], own: Collection[str] = ()
+) -> None:
     """Put the weights of a checkpoint into a module of the same sizes.
 
     Args:
@@ -17,6 +20,7 @@ def load_first_weights(module: nn.Module, homework: str, facts: dict[str, Any], 
         facts: Of the data that the module is to be trained on.
         start: A checkpoint, or the folder of a run, whose best one is taken.
         same: Facts that must be the same in both, such as the tokenizer, without which the weights mean nothing.
+        own: Parts of the module that the file may lack: a part that it lacks keeps the weights it has.
 
     Raises:
         MisconfigurationException: there is no such checkpoint, or it is of something else.
@@ -44,6 +48,9 @@ def load_first_weights(module: nn.Module, homework: str, facts: dict[str, Any], 
                 f"{where}: a {name} of another run{shown}; take the --data options and files of that run"
             )
     found, expected = checkpoint["state_dict"], module.state_dict()
+    lacking = {*own} - {key.split(".")[0] for key in found}
+    kept = {key: value for key, value in expected.items() if key.split(".")[0] in lacking}
+    found = kept | found
     sizes = [{key: tuple(value.shape) for key, value in state.items()} for state in (found, expected)]
     wrong = sorted(key for key in {*found, *expected} if sizes[0].get(key) != sizes[1].get(key))
     if wrong:

@@ -3,7 +3,7 @@
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -35,7 +35,8 @@ def _check_share(glance: float) -> None:
 class ParallelTranslator(Translator, ABC):
     """What these translators share: the Translator's judging, with losses and decoding of their own.
 
-    Encoder and decoder have the names that they have in a Translator, of the same layers.
+    Encoder and decoder have the names that they have in a Translator, of the same layers: with `start` a fit can begin
+    with the weights of a translator that goes word by word.
 
     Args:
         optimizer: See HomeworkModule.
@@ -43,6 +44,7 @@ class ParallelTranslator(Translator, ABC):
         label_smoothing, start: See Translator.
     """
 
+    own_parts: ClassVar[tuple[str, ...]] = ("unknown", "predictor", "upsampling")
     net: TransformerSeq2Seq
 
     def __init__(

@@ -56,6 +56,8 @@ class Translator(HomeworkModule):
     homework: ClassVar[str] = "hw5_translation"
     monitor: ClassVar[str] = "val/bleu"
     mode: ClassVar[str] = "max"
+    own_parts: ClassVar[tuple[str, ...]] = ()
+    """Parts of a kind of translator that the weights of another kind do not have."""
 
     def __init__(
         self,
@@ -110,7 +112,8 @@ class Translator(HomeworkModule):
         if not new or self.facts is None or self.trainer.state.fn != "fit":
             return
         if self.start is not None:
-            load_first_weights(self, self.homework, self.facts, self.start, ["source", "target", "tokenizer"])
+            same = ["source", "target", "tokenizer"]
+            load_first_weights(self, self.homework, self.facts, self.start, same, self.own_parts)
         elif self.objective is not None:
             rank_zero_warn(
                 "model.objective: this fit begins with random weights, whose outputs hardly ever earn a reward; name a "

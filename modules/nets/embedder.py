@@ -11,7 +11,7 @@ class Embedder(nn.Module):
     """(B, T, D), mask (B, T) -> (B, out).
 
     Args:
-        encoder: Frames to frames, (B, T, D), mask -> (B, T, encoder.out).
+        encoder: Frames to frames, (B, T, D), mask -> (B, T, encoder.out); or to one of every encoder.stride.
         pool: Frames to one vector, (B, T, encoder.out), mask -> (B, pool.out).
         hidden: Width of a linear layer and ReLU after pooling; None: none.
         dropout: Of the result.
@@ -20,6 +20,7 @@ class Embedder(nn.Module):
     def __init__(self, encoder: nn.Module, pool: nn.Module, hidden: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
         self.encoder, self.pool = encoder, pool
+        self.stride: int = getattr(encoder, "stride", 1)
         width: Any = pool.out
         self.out: int = hidden or width
         """Width of the output."""
@@ -27,4 +28,5 @@ class Embedder(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D), mask (B, T) -> (B, out)."""
-        return self.last(self.pool(self.encoder(x, mask), mask))
+        encoded = self.encoder(x, mask)
+        return self.last(self.pool(encoded, None if mask is None else mask[:, :: self.stride]))

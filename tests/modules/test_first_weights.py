@@ -1,6 +1,7 @@
 """A fit begins with an earlier run's weights, or says in one line why it cannot."""
 
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -65,3 +66,19 @@ def test_what_is_of_another_kind_is_refused(made, says, tmp_path):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(MisconfigurationException, match=r"checkpoints/best\.ckpt: no such checkpoint"):
         load(tmp_path, nn.Linear(3, 2))
+
+
+def test_a_part_of_its_own_keeps_the_weights_it_has(tmp_path):
+    """All of it or nothing: a file that has the part, but not as it is here, is refused."""
+    module = nn.Sequential(OrderedDict(net=nn.Linear(3, 2), own=nn.Linear(2, 2)))
+    shared = {f"net.{key}": value for key, value in checkpoint()["state_dict"].items()}
+    before = module.own.weight.clone()
+    torch.save(checkpoint(state_dict=shared), tmp_path / "some.ckpt")
+    with pytest.raises(MisconfigurationException, match=r"own.bias is absent in the file"):
+        load(tmp_path / "some.ckpt", module)
+    load_first_weights(module, "hw", FACTS, str(tmp_path / "some.ckpt"), ["source"], ["own", "other"])
+    assert torch.equal(module.net.weight, shared["net.weight"])
+    assert torch.equal(module.own.weight, before)
+    torch.save(checkpoint(state_dict=shared | {"own.weight": torch.zeros(2, 2)}), tmp_path / "half.ckpt")
+    with pytest.raises(MisconfigurationException, match=r"own.bias is absent in the file"):
+        load_first_weights(module, "hw", FACTS, str(tmp_path / "half.ckpt"), ["source"], ["own"])

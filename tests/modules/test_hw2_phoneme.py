@@ -326,6 +326,7 @@ def test_wrong_options(options, says):
     [
         (Small, 3, {}, "data.window is 3, but model.net Recurrent needs null"),
         (WindowMLP, None, {}, "data.window is null, but model.net WindowMLP needs a number of frames"),
+        (functools.partial(ConformerFrames, d_model=8, d_ff=8, kernel=3, stride=2), None, {}, "has a stride"),
         (WindowMLP, 3, {"augment": [SpecAugment()]}, "model.augment .* needs data.window null"),
     ],
 )
