@@ -95,7 +95,7 @@ def length_buckets(
         DataError: there are fewer sequences than ranks.
     """
     if len(lengths) < world_size:
-        raise DataError(f"{len(lengths)} utterances cannot be shared out over {world_size} processes; start fewer")
+        raise DataError(f"{len(lengths)} sequences cannot be shared out over {world_size} processes; start fewer")
     longer, strip = (lengths.max(1), STRIP) if lengths.ndim == 2 else (lengths, 1)
     # the k-th longest after any jitter is at most so long: the same cuts hold for every epoch
     longest = np.floor(-np.sort(-longer) * (1 + JITTER) / (1 - JITTER)).tolist()

@@ -292,7 +292,9 @@ class Translator(HomeworkModule):
             count = min(DRAWN, self.net.max_length or DRAWN)
             none = torch.zeros(1, count, self.net.d_model, device=self.device)
             with torch.no_grad():
-                figures["position_similarity"] = position_similarity(self.net.positions(none)[0].cpu())
+                vectors = self.net.positions(none)[0].cpu()
+            if vectors.any():  # else the net knows no positions
+                figures["position_similarity"] = position_similarity(vectors)
         self.train(training)
         return figures
 

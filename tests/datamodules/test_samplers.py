@@ -239,7 +239,7 @@ PAIRS = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, 
 )
 def test_length_buckets(lengths: np.ndarray, max_frames: int, world_size: int, seed: int, epoch: int) -> None:
     if len(lengths) < world_size:
-        with pytest.raises(DataError, match=rf"{len(lengths)} utterances cannot be shared out over {world_size}"):
+        with pytest.raises(DataError, match=rf"{len(lengths)} sequences cannot be shared out over {world_size}"):
             length_buckets(lengths, max_frames, seed, epoch, 0, world_size)
         return
     ranks = [length_buckets(lengths, max_frames, seed, epoch, rank, world_size) for rank in range(world_size)]

@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgba
 from scipy.stats import chisquare
 from torch.nn import functional as F
 
+from callbacks.scheduled_sampling import ScheduledSampling
 from datamodules.hw5_translation import TranslationData
 from datamodules.sample import write_translation
 from modules.hw5_parallel import (
@@ -254,6 +255,12 @@ def test_wrong_options(kind, options):
 def test_the_class_that_they_share_is_no_translator():
     with pytest.raises(TypeError, match="abstract"):
         ParallelTranslator()
+
+
+def test_scheduled_sampling_is_refused(judges):
+    """There is no word before that it could read."""
+    with pytest.raises(MisconfigurationException, match="MaskedTranslator has no `teacher_forcing`"):
+        ScheduledSampling("constant").on_train_start(None, judges["masked"])
 
 
 # pictures

@@ -23,6 +23,7 @@ from modules.decoding import beam_search
 from modules.detokenize import restore_zh
 from modules.hw5_translation import LONGEST, Translator
 from modules.nets.attention import MultiHeadAttention
+from modules.nets.positions import NoPositions
 from modules.nets.recurrent_seq2seq import RecurrentSeq2Seq
 from modules.nets.seq2seq import TransformerSeq2Seq
 
@@ -322,6 +323,9 @@ def test_what_is_drawn_fits_the_network(data, kind):
     columns, rows = module.samples()
     assert columns == ["source", "reference", "output"]
     assert [row[:2] for row in rows] == [["text 0", "text 0"], ["text 2", "text 2"]]
+    if kind != "gru":
+        module.net.positions = NoPositions()
+        assert "position_similarity" not in module.draw(), "a net without positions"
 
 
 # all together
