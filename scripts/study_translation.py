@@ -6,13 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 from torch.nn import functional as F
 
-from callbacks.warmup import WarmupScheduler
+from callbacks.warmup import ScheduleName, WarmupScheduler
 from datamodules.hw5_translation import TranslationData
+from modules.hw5_parallel import ParallelTranslator
 from modules.hw5_translation import Translator
 from modules.nets.routing import Routing
 from modules.nets.seq2seq import Memory, TransformerSeq2Seq
@@ -58,6 +60,49 @@ class Judged(NamedTuple):
     """Of greedy translations."""
 
 
+WORDS = {
+    "noun": "a 貓 b 狗 c 鳥 d 魚 e 馬 f 羊 g 虎 h 鼠",
+    "adjective": "i 老 j 紅 k 白 l 大 m 小 n 胖",
+    "verb": "o 看 p 愛 q 打 r 怕 s 找 t 聽",
+    "place": "u 園 v 屋 w 林 x 村 y 田 z 船",
+}
+"""Of a language so small that seconds are enough to learn it: its words are letters."""
+
+
+class Said(NamedTuple):
+    """A sentence, and its translations with the object last or first, which are equally right."""
+
+    source: str
+    last: str
+    first: str
+
+
+def small_language(count: int, seed: int) -> list[Said]:
+    """So many sentences, no two alike, such as iaobu: 老貓在園看狗 or 狗老貓在園看 (old cat, see, dog, garden)."""
+    rng = np.random.default_rng(seed)
+    words = {kind: list(zip(text.split()[::2], text.split()[1::2], strict=True)) for kind, text in WORDS.items()}
+
+    def pick(kind: str, chance: float = 1.0) -> tuple[str, str]:
+        return words[kind][rng.integers(len(words[kind]))] if rng.random() < chance else ("", "")
+
+    found: dict[str, Said] = {}
+    while len(found) < count:
+        kinds = (("adjective", 0.5), ("noun", 1.0), ("verb", 1.0), ("adjective", 0.5), ("noun", 1.0), ("place", 0.5))
+        letters, (how, who, does, what_kind, what, where) = zip(*(pick(*kind) for kind in kinds), strict=True)
+        subject, target, where = how + who, what_kind + what, where and f"在{where}"
+        said = Said("".join(letters), subject + where + does + target, target + subject + where + does)
+        found[said.source] = said
+    return list(found.values())
+
+
+def write_pairs(folder: Path, pairs: Iterable[tuple[str, str]]) -> None:
+    """Sources and translations as HW5's English and Chinese files below a new data root."""
+    (folder / "hw5_translation").mkdir(parents=True)
+    for language, lines in zip(("en", "zh"), zip(*pairs, strict=True), strict=True):
+        text = "".join(f"{line}\n" for line in lines)
+        (folder / "hw5_translation" / f"raw.{language}").write_text(text, encoding="utf-8")
+
+
 def corpus(size: Size, seed: int, root: Path) -> TranslationData:
     """The pairs, to be set up by a fit; the seed tells which are held out and the order of the others."""
     return TranslationData(
@@ -67,17 +112,26 @@ def corpus(size: Size, seed: int, root: Path) -> TranslationData:
 
 
 def trained(
-    size: Size, data: TranslationData, seed: int, routing: Routing = "last", callbacks: Iterable[Callback] = ()
+    size: Size,
+    data: TranslationData,
+    seed: int,
+    routing: Routing = "last",
+    callbacks: Iterable[Callback] = (),
+    kind: type[Translator] = Translator,
+    schedule: ScheduleName = "constant",
 ) -> Translator:
-    """A pre-norm Transformer after its epochs, in evaluation mode."""
+    """A pre-norm Transformer after its epochs, in evaluation mode, with the decoder that this kind of translator has.
+
+    Its rate follows the schedule, after a tenth of the steps.
+    """
     torch.manual_seed(seed)
     net = partial(
         TransformerSeq2Seq, d_model=size.d_model, heads=size.heads, d_ff=size.d_ff, layers=size.layers,
-        dropout=size.dropout, norm="pre", routing=routing,
+        dropout=size.dropout, norm="pre", routing=routing, causal=not issubclass(kind, ParallelTranslator),
     )  # fmt: skip
-    module: Any = Translator(partial(torch.optim.AdamW, lr=size.rate, betas=(0.9, 0.98), fused=True), net)
+    module: Any = kind(partial(torch.optim.AdamW, lr=size.rate, betas=(0.9, 0.98), fused=True), net)
     pairs: Any = data
-    fit(module, pairs, size.epochs, [WarmupScheduler("constant", warmup=0.1), *callbacks])
+    fit(module, pairs, size.epochs, [WarmupScheduler(schedule, warmup=0.1), *callbacks])
     return module.eval()
 
 

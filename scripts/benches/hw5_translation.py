@@ -356,7 +356,7 @@ def decoding(root: Path | None, runs: Sequence[Path], repeats: int) -> None:
     judge = next(one_by_one, None)
     place = [f"--data.root={root}", "--data.dir=null"] if root else []
     data: TranslationData = from_config(load_checkpoint(paths[0]), place, "data").data
-    data.trainer = SimpleNamespace(lightning_module=models[runs[0].name])  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(lightning_module=models[runs[0].name], world_size=1, global_rank=0)  # type: ignore[assignment]
     data.setup("validate")  # holds the files against the facts of the run
     batches = list(data.val_dataloader())
     alone = [batch["source"][row : row + 1] for batch in batches for row in range(len(batch["source"]))][:ALONE]

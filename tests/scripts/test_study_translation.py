@@ -21,7 +21,7 @@ from scripts.study_translation import WORDS, Size, corpus, judge_translator, sma
 SMALL = Size(vocabulary=400, folds=4, judged=20, max_tokens=512, epochs=1, layers=1, d_model=16, heads=2, d_ff=32)
 TINY = {
     "autoregressive": {"size": SMALL, "pairs": 120, "iterations": (1, 3), "timed": 2, "repeats": 1},
-    "reinforcement": {"size": replace(SMALL, epochs=3), "steps": 4, "checks": 2, "samples": 2},
+    "reinforcement": {"size": replace(SMALL, epochs=3), "pairs": 120, "steps": 4, "checks": 2, "samples": 2},
 }
 
 
@@ -47,16 +47,19 @@ def masked(root):
 
 def test_two_orders_of_a_sentence_have_the_same_words():
     sentences = small_language(300, 0)
-    assert len({said.english for said in sentences}) == 300
-    words = dict(pair.split() for text in WORDS.values() for pair in re.findall(r"\S+ \S+", text))
-    for english, last, first in sentences:
-        known = [words[word] for word in english.split() if word in words]
-        assert sorted(last) == sorted(first) == sorted(known + ["在"] * ("in" in english))
-        subject, target = english.split("the ")[1].split(" ")[:-2], english.split(" the ")[1].split()
-        who, what = ("".join(words[word] for word in part if word != "in") for part in (subject, target))
-        assert last.startswith(who)
-        assert last.endswith(what)
-        assert first.startswith(what + who)
+    assert len({said.source for said in sentences}) == 300
+    words = {letter: (word, kind) for kind, text in WORDS.items() for letter, word in re.findall(r"(\w) (\w)", text)}
+    assert len(words) == len({word for word, _ in words.values()}) == 26
+    for source, last, first in sentences:
+        kinds = "".join(words[letter][1][0] for letter in source)
+        assert re.fullmatch("a?nva?np?", kinds)
+        subject, verb, target, place = re.fullmatch("(a?n)(v)(a?n)(p?)", kinds).regs[1:]
+        who, does, what, where = (
+            "".join(words[letter][0] for letter in source[slice(*span)]) for span in (subject, verb, target, place)
+        )
+        where = where and f"在{where}"
+        assert last == who + where + does + what
+        assert first == what + who + where + does
 
 
 @pytest.mark.parametrize("orders", [1, 2])
@@ -75,8 +78,8 @@ def test_every_right_translation_is_right_and_a_mixture_is_not():
     right = [["老貓在園看紅狗", "紅狗老貓在園看"]]
     for said in right[0]:
         assert autoregressive.bleu([said], right, "zh") == pytest.approx(100)
-    assert autoregressive.bleu(right[0][1:], [right[0][:1]], "zh") < 60
-    assert autoregressive.bleu(["紅狗在園看紅狗"], right, "zh") < 80
+    assert autoregressive.bleu(right[0][1:], [right[0][:1]], "zh") < 80
+    assert autoregressive.bleu(["紅狗在園看紅狗"], right, "zh") < 90
 
 
 def test_what_is_said_does_not_depend_on_the_others_of_a_batch(masked):
@@ -165,7 +168,7 @@ def test_checkpoints_are_judged_on_the_half_that_did_not_choose_them():
 
 
 def test_both_ways_go_on_from_the_same_weights(root):
-    settings = replace(reinforcement.STUDY.quick, **TINY["reinforcement"])
+    settings = replace(reinforcement.STUDY.quick, **TINY["reinforcement"] | {"pairs": 0})
     with machine.seeded(0):
         found = reinforcement.run(settings, 0, root)
     words, reward = (found[name] for name in reinforcement.GOES_ON)
@@ -189,6 +192,10 @@ def test_a_study_runs_is_judged_drawn_and_told(name, root, monkeypatch, tmp_path
     study = machine.load(name)
     tiny = replace(study.quick, **TINY[name])
     found = [machine.measure(name, study, tiny, seed, root)[0] for seed in range(2)]
+    if name == "reinforcement":
+        assert [m[way]["step"] for m in found for way in reinforcement.GOES_ON] == [[0, 2, 4]] * 4, (
+            "beyond an epoch too"
+        )
     outcome = machine.Outcome(name, study, True, found, study.judge(found), 1.0)
     assert verdict(outcome.findings) in ("holds", "does not hold", "not clear")
     columns, cells = study.table(found)
