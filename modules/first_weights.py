@@ -20,7 +20,8 @@ def load_first_weights(
         facts: Of the data that the module is to be trained on.
         start: A checkpoint, or the folder of a run, whose best one is taken.
         same: Facts that must be the same in both, such as the tokenizer, without which the weights mean nothing.
-        own: Parts of the module that the file may lack: a part that it lacks keeps the weights it has.
+        own: Parts that only some kinds of module have: one that the file lacks keeps its weights, and one that only the
+            file has is left there.
 
     Raises:
         MisconfigurationException: there is no such checkpoint, or it is of something else.
@@ -48,14 +49,14 @@ def load_first_weights(
                 f"{where}: a {name} of another run{shown}; take the --data options and files of that run"
             )
     found, expected = checkpoint["state_dict"], module.state_dict()
-    lacking = {*own} - {key.split(".")[0] for key in found}
-    kept = {key: value for key, value in expected.items() if key.split(".")[0] in lacking}
-    found = kept | found
+    parts = [{key.split(".")[0] for key in state} for state in (found, expected)]
+    kept = {key: value for key, value in expected.items() if key.split(".")[0] in {*own} - parts[0]}
+    found = kept | {key: value for key, value in found.items() if key.split(".")[0] not in {*own} - parts[1]}
     sizes = [{key: tuple(value.shape) for key, value in state.items()} for state in (found, expected)]
     wrong = sorted(key for key in {*found, *expected} if sizes[0].get(key) != sizes[1].get(key))
     if wrong:
         raise MisconfigurationException(
             f"{where}: its weights do not fit model.net: {wrong[0]} is {sizes[0].get(wrong[0], 'absent')} in the file, "
-            f"{sizes[1].get(wrong[0], 'absent')} in the model; give both the same model.net"
+            f"{sizes[1].get(wrong[0], 'absent')} in the model; give both the same settings, model.net above all"
         )
     module.load_state_dict(found)

@@ -82,8 +82,9 @@ class PhonemeClassifier(HomeworkModule):
             raise MisconfigurationException(
                 f"data.window is {window or 'null'}, but model.net {type(nets[0]).__name__} needs {wanted}"
             )
-        if getattr(nets[0], "stride", 1) != 1:
-            raise MisconfigurationException("model.net has a stride: here every frame needs an answer; leave it at 1")
+        stride = getattr(nets[0], "stride", 1)
+        if stride != 1:
+            raise MisconfigurationException(f"model.net.stride is {stride}: expected 1, as every frame needs an answer")
         if len(self.augment) and not whole:
             raise MisconfigurationException("model.augment is for whole utterances; it needs data.window null")
         self.nets = nn.ModuleList(nets)

@@ -174,7 +174,10 @@ class SpeakerClassifier(HomeworkModule):
     @torch.no_grad()
     @torch.compiler.set_stance("force_eager")  # hooks look into the network
     def attention(self, x: Tensor) -> dict[str, Tensor]:
-        """Weights of every self-attention of the first member over frames x (1, T, D): layer -> (heads, T, T)."""
+        """Weights of every self-attention of the first member over frames x (1, T, D): layer -> (heads, T', T').
+
+        T' is T, or ceil(T / stride) of a network with a stride.
+        """
         found: dict[str, Tensor] = {}
         parts = [m for m in self.nets[0].modules() if isinstance(m, MultiHeadAttention)]
         hooks = []

@@ -3,7 +3,7 @@
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -44,7 +44,6 @@ class ParallelTranslator(Translator, ABC):
         label_smoothing, start: See Translator.
     """
 
-    own_parts: ClassVar[tuple[str, ...]] = ("unknown", "predictor", "upsampling")
     net: TransformerSeq2Seq
 
     def __init__(

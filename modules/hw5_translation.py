@@ -56,8 +56,8 @@ class Translator(HomeworkModule):
     homework: ClassVar[str] = "hw5_translation"
     monitor: ClassVar[str] = "val/bleu"
     mode: ClassVar[str] = "max"
-    own_parts: ClassVar[tuple[str, ...]] = ()
-    """Parts of a kind of translator that the weights of another kind do not have."""
+    own_parts: ClassVar[tuple[str, ...]] = ("unknown", "predictor", "upsampling")
+    """Parts that only some kinds of translator have (modules/hw5_parallel.py)."""
 
     def __init__(
         self,

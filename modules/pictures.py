@@ -308,7 +308,8 @@ def attention_maps(x: Tensor, layers: dict[str, Tensor]) -> Figure:
 
     Args:
         x: Frames (T, D), drawn with the first feature at the bottom.
-        layers: Name -> weights (heads, T, T), rows the frame that looks, columns the frame that is looked at.
+        layers: Name -> weights (heads, T', T') of those frames, or of every n-th; rows the frame that looks, columns
+            the frame that is looked at.
     """
     heads = max(len(maps) for maps in layers.values())
     figure = Figure(figsize=(1 + 2.6 * max(heads, 2), 1.4 + 2.4 * len(layers)), layout="constrained")

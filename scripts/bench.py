@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import importlib
+import inspect
 import io
 import os
 import pkgutil
@@ -94,6 +95,7 @@ def main(args: list[str]) -> int:
     parser.add_argument(
         "--decoding", nargs="+", type=Path, metavar="RUN", help="instead: score and speed of trained translators"
     )
+    parser.add_argument("--steps", type=int, help="optimizer steps of each level in that table (hw4_speaker)")
     parser.add_argument("--repeats", type=int, default=5, help="timed turns; medians are reported")
     parser.add_argument("--threads", type=int, default=2, help="torch threads on the CPU")
     own = parser.parse_args(args[1:])
@@ -110,8 +112,11 @@ def main(args: list[str]) -> int:
             raise DataError(f"{own.homework} does not translate: --decoding is for hw5_translation")
         bench.decoding(own.root, own.decoding, own.repeats)
         return 0
+    shorter = {} if own.steps is None else {"steps": own.steps}
+    if shorter and "steps" not in inspect.signature(bench.accuracy).parameters:
+        raise DataError(f"{own.homework}: --steps is for hw4_speaker, the levels of others run as their configs say")
     if own.only != "accuracy":
         bench.speed(own.root, own.repeats)
     if own.only != "speed":
-        bench.accuracy(own.root, own.levels)
+        bench.accuracy(own.root, own.levels, **shorter)
     return 0

@@ -78,7 +78,7 @@ class Said(NamedTuple):
 
 
 def small_language(count: int, seed: int) -> list[Said]:
-    """So many sentences, no two alike, such as iaobu: 老貓在園看狗 or 狗老貓在園看 (old cat, see, dog, garden)."""
+    """So many of the 131,712 sentences, no two alike, such as iaobu: 老貓在園看狗 or 狗老貓在園看 (old cat, dog)."""
     rng = np.random.default_rng(seed)
     words = {kind: list(zip(text.split()[::2], text.split()[1::2], strict=True)) for kind, text in WORDS.items()}
 
@@ -119,17 +119,20 @@ def trained(
     callbacks: Iterable[Callback] = (),
     kind: type[Translator] = Translator,
     schedule: ScheduleName = "constant",
+    smoothing: float = 0.1,
 ) -> Translator:
     """A pre-norm Transformer after its epochs, in evaluation mode, with the decoder that this kind of translator has.
 
-    Its rate follows the schedule, after a tenth of the steps.
+    Its rate follows the schedule, after a tenth of the steps; smoothing is of the labels.
     """
     torch.manual_seed(seed)
     net = partial(
         TransformerSeq2Seq, d_model=size.d_model, heads=size.heads, d_ff=size.d_ff, layers=size.layers,
         dropout=size.dropout, norm="pre", routing=routing, causal=not issubclass(kind, ParallelTranslator),
     )  # fmt: skip
-    module: Any = kind(partial(torch.optim.AdamW, lr=size.rate, betas=(0.9, 0.98), fused=True), net)
+    module: Any = kind(
+        partial(torch.optim.AdamW, lr=size.rate, betas=(0.9, 0.98), fused=True), net, label_smoothing=smoothing
+    )
     pairs: Any = data
     fit(module, pairs, size.epochs, [WarmupScheduler(schedule, warmup=0.1), *callbacks])
     return module.eval()

@@ -320,6 +320,11 @@ ALONE = 100  # sentences translated one by one
 Way = tuple[str, Callable[[Tensor], list[str]]]
 
 
+def masked_name(iterations: int, lengths: int) -> str:
+    """Such as 4 iterations, 1 length."""
+    return f"{iterations} iteration{'s' * (iterations > 1)}, {lengths} length{'s' * (lengths > 1)}"
+
+
 def ways(model: Translator, judge: Seq2Seq | None) -> Iterator[Way]:
     """How a trained model can decode; a network that goes word by word may judge the candidates of mask-predict."""
     if not isinstance(model, ParallelTranslator):
@@ -327,14 +332,16 @@ def ways(model: Translator, judge: Seq2Seq | None) -> Iterator[Way]:
             yield f"beam {beam}" if beam > 1 else "greedy", partial(model.translate, beam=beam)
     elif isinstance(model, MaskedTranslator):
 
-        def masked(iterations: int, rescorer: Seq2Seq | None, source: Tensor) -> list[str]:
+        def masked(iterations: int, lengths: int, rescorer: Seq2Seq | None, source: Tensor) -> list[str]:
             model.iterations, model.rescorer = iterations, rescorer
-            return model.translate(source)
+            return model.translate(source, lengths)
 
-        for iterations in (1,) if isinstance(model, OneShotTranslator) else (1, 4, 10):
-            yield f"{iterations} iterations, {model.candidates} lengths", partial(masked, iterations, None)
+        most, several = 1 if isinstance(model, OneShotTranslator) else 10, model.candidates
+        plans = [(1, 1), (4, 1), (10, 1), (most, several)] if most > 1 else [(1, 1), (1, several)]
+        for iterations, lengths in plans:
+            yield masked_name(iterations, lengths), partial(masked, iterations, lengths, None)
         if judge is not None:
-            yield f"{iterations}, judged word by word", partial(masked, iterations, judge)
+            yield f"{masked_name(most, several)}, judged word by word", partial(masked, most, several, judge)
     else:
         yield "all at once", model.translate
 
@@ -348,7 +355,7 @@ def decoding(root: Path | None, runs: Sequence[Path], repeats: int) -> None:
         repeats: Timed turns.
     """
     paths = [RunFolder(run).checkpoint("best") for run in runs]
-    models = {run.name: load_model(path) for run, path in zip(runs, paths, strict=True)}
+    models = {str(run): load_model(path) for run, path in zip(runs, paths, strict=True)}
     facts = [model.facts for model in models.values()]
     if any(not torch.equal(other["tokenizer"], facts[0]["tokenizer"]) for other in facts):
         raise DataError("these runs have different tokenizers: compare runs on the same pairs, fold and vocabulary")
@@ -356,7 +363,7 @@ def decoding(root: Path | None, runs: Sequence[Path], repeats: int) -> None:
     judge = next(one_by_one, None)
     place = [f"--data.root={root}", "--data.dir=null"] if root else []
     data: TranslationData = from_config(load_checkpoint(paths[0]), place, "data").data
-    data.trainer = SimpleNamespace(lightning_module=models[runs[0].name], world_size=1, global_rank=0)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(lightning_module=models[str(runs[0])], world_size=1, global_rank=0)  # type: ignore[assignment]
     data.setup("validate")  # holds the files against the facts of the run
     batches = list(data.val_dataloader())
     alone = [batch["source"][row : row + 1] for batch in batches for row in range(len(batch["source"]))][:ALONE]

@@ -82,3 +82,8 @@ def test_a_part_of_its_own_keeps_the_weights_it_has(tmp_path):
     torch.save(checkpoint(state_dict=shared | {"own.weight": torch.zeros(2, 2)}), tmp_path / "half.ckpt")
     with pytest.raises(MisconfigurationException, match=r"own.bias is absent in the file"):
         load_first_weights(module, "hw", FACTS, str(tmp_path / "half.ckpt"), ["source"], ["own"])
+    torch.save(checkpoint(state_dict=shared | {"other.weight": torch.zeros(2, 2)}), tmp_path / "more.ckpt")
+    with pytest.raises(MisconfigurationException, match=r"other.weight is \(2, 2\) in the file, absent in the model"):
+        load_first_weights(module, "hw", FACTS, str(tmp_path / "more.ckpt"), ["source"], ["own"])
+    load_first_weights(module, "hw", FACTS, str(tmp_path / "more.ckpt"), ["source"], ["own", "other"])
+    assert torch.equal(module.own.weight, before)

@@ -326,7 +326,12 @@ def test_wrong_options(options, says):
     [
         (Small, 3, {}, "data.window is 3, but model.net Recurrent needs null"),
         (WindowMLP, None, {}, "data.window is null, but model.net WindowMLP needs a number of frames"),
-        (functools.partial(ConformerFrames, d_model=8, d_ff=8, kernel=3, stride=2), None, {}, "has a stride"),
+        (
+            functools.partial(ConformerFrames, d_model=8, d_ff=8, kernel=3, stride=2),
+            None,
+            {},
+            "model.net.stride is 2: expected 1",
+        ),
         (WindowMLP, 3, {"augment": [SpecAugment()]}, "model.augment .* needs data.window null"),
     ],
 )

@@ -1,12 +1,15 @@
-"""A run on rewards that begins with another run's weights, by commands: fit, resume, predict, and what is refused."""
+"""Runs that begin with another run's weights, by commands: on rewards, and one that says all words at once."""
 
 import csv
+import re
 import shutil
 
 import pytest
 import torch
 from conftest import answer, assert_fails, works
 from translation_run import train, write_data
+
+from scripts.benches import hw5_translation
 
 OBJECTIVE = """\
 model:
@@ -19,6 +22,19 @@ model:
 trainer:
   max_steps: 2
   log_every_n_steps: 1
+"""
+PARALLEL = """\
+model:
+  class_path: MaskedTranslator
+  init_args:
+    optimizer: {class_path: AdamW, init_args: {lr: 0.01}}
+    net:
+      class_path: modules.nets.seq2seq.TransformerSeq2Seq
+      init_args: {d_model: 32, heads: 2, d_ff: 64, layers: 1, dropout: 0.0, norm: pre, causal: false}
+    iterations: 4
+    candidates: 2
+trainer:
+  max_steps: 20
 """
 
 
@@ -71,7 +87,7 @@ def test_what_cannot_be_begun_with_is_one_line(begun, tmp_path):
     start = ["--model.start", begun / "first"]
     assert_fails(tmp_path, *line, "--model.start", tmp_path / "none", says=["model.start", "no such checkpoint"])
     sizes = ["--model.net.d_model", 16]
-    assert_fails(tmp_path, *line, *start, *sizes, says=["do not fit model.net", "same model.net"])
+    assert_fails(tmp_path, *line, *start, *sizes, says=["do not fit model.net", "same settings"])
     turned = ["--data.source", "zh", "--data.target", "en"]
     assert_fails(tmp_path, *line, *start, *turned, says=["a source of another run (en, here zh)"])
     assert_fails(tmp_path, *line, *start, "--data.fold", 1, says=["a tokenizer of another run"])
@@ -83,3 +99,31 @@ def test_without_another_run_it_says_so(begun):
     line = ["fit", "--config", begun / "experiment.yaml", "--config", begun / "objective.yaml", "--data.root", begun]
     with pytest.warns(UserWarning, match=r"begins with random weights.*--model\.start"):
         assert answer(*line, "--trainer.fast_dev_run", 1).code == 0
+
+
+def test_one_that_says_all_words_at_once_begins_with_one_that_goes_word_by_word(begun, tmp_path, monkeypatch):
+    """And the bench of decoding scores it as `leeml validate` does, which tries one length."""
+    (tmp_path / "parallel.yaml").write_text(PARALLEL)
+    flags = ["--config", tmp_path / "parallel.yaml", "--model.start", begun / "first"]
+    train(begun, tmp_path / "parallel", *flags)
+    first, found = weights(begun / "first", "best"), weights(tmp_path / "parallel")
+    own = {key.split(".")[0] for key in found.keys() - first.keys()}
+    assert own == {"unknown", "predictor"}
+    assert found.keys() >= first.keys()
+    scores = works("validate", "--run_dir", tmp_path / "parallel", "--data.root", begun, "--data.quick", 1000).out
+    bleu = float(re.search(r"^  val/bleu +([\d.]+)$", scores, re.MULTILINE)[1])
+    monkeypatch.setattr(hw5_translation, "ALONE", 2)
+    monkeypatch.setattr(hw5_translation, "BEAM", 2)
+    monkeypatch.setattr(
+        hw5_translation, "medians", lambda parts, repeats: {k: part() or 1.0 for k, part in parts.items()}
+    )
+    runs = [begun / "first", tmp_path / "parallel"]
+    said = works("bench", "hw5_translation", "--threads", 1, "--data.root", begun, "--decoding", *runs).out
+    rows = dict(re.findall(r"^  (\S*(?:first|parallel), .*?)  +(.*)$", said, re.MULTILINE))
+    names = [name.split(", ", 1)[1] for name in rows]
+    assert names == [
+        "beam 2", "greedy", "1 iteration, 1 length", "4 iterations, 1 length", "10 iterations, 1 length",
+        "10 iterations, 2 lengths", "10 iterations, 2 lengths, judged word by word",
+    ]  # fmt: skip
+    judged = next(cells for name, cells in rows.items() if "4 iterations, 1 length" in name)
+    assert float(judged.split()[0]) == pytest.approx(bleu, abs=0.006)
