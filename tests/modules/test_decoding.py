@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 from torch import nn
@@ -97,6 +97,11 @@ def all_outputs(limit, words=(1, 4, 5)):
     return itertools.chain.from_iterable(itertools.product(words, repeat=n) for n in range(limit))
 
 
+def clearly_ranked(scores):
+    """What float32 cannot tell apart may be ranked either way: such an example shows nothing."""
+    assume(all(a - b > 1e-4 for a, b in itertools.pairwise(scores)))
+
+
 def plain_beam(nets, source, limit, width, penalty):
     """What `beam_search` says that it does, for one sentence and without tensors."""
     beams, done = [((), 0.0)], []
@@ -107,6 +112,7 @@ def plain_beam(nets, source, limit, width, penalty):
             for word in (EOS,) if length == limit else (1, EOS, 4, 5):
                 candidates.append((total + logs[word], (*words, word)))
         candidates.sort(reverse=True)
+        clearly_ranked([total for total, _ in candidates])
         done += [(total / length**penalty, words[:-1]) for total, words in candidates[:width] if words[-1] == EOS]
         if len(done) >= width:
             break
@@ -132,8 +138,10 @@ def test_a_beam_of_all_sequences_finds_the_best_of_them(kinds, lengths, penalty,
     for group, row, n in zip(found, source, lengths, strict=True):
         limit = int(0.5 * n + 1.0) + 1
         expected = [(words, score(nets, row[:n], words, penalty)) for words in all_outputs(limit)]
+        expected.sort(key=lambda hypothesis: -hypothesis[1])
+        clearly_ranked([total for _, total in expected])
         assert len(group) == len(expected)
-        assert_same([group], [sorted(expected, key=lambda hypothesis: -hypothesis[1])])
+        assert_same([group], [expected])
 
 
 @settings(max_examples=25)
@@ -146,6 +154,7 @@ def test_a_narrow_beam_over_a_batch_does_as_told_for_each_sentence(kinds, length
     plain = []
     for row, n in zip(source, lengths, strict=True):
         done = plain_beam(nets, row[:n], int(1.2 * n + 2.0) + 1, width, penalty)
+        clearly_ranked([total for total, _ in done])
         plain.append([(words, total) for total, words in done[:width]])
     assert_same(found, plain)
     assert all(len({tuple(h.tokens) for h in group}) == len(group) == width for group in found)

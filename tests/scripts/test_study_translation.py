@@ -210,6 +210,6 @@ def test_hw5_s_own_pairs_have_one_order(root):
     study = autoregressive.STUDY
     tiny = replace(study.quick, **TINY["autoregressive"] | {"pairs": 0, "orders": (1,)})
     found = [autoregressive.run(tiny, 0, root)]
-    assert len(study.judge(found)) == 4
+    assert len(study.judge(found)) == 5
     assert study.figure(found)
     assert study.table(found)
