@@ -219,6 +219,7 @@ STUDY = Study(
         "modules/sentence_reward.py:SentenceReward",
         "modules/hw5_translation.py:Translator._sequence_loss",
         "scripts/studies/reinforcement.py:halves",
+        "scripts/study_translation.py:trained",
     ),
     quick=Settings(Size(vocabulary=320, folds=4, judged=400, epochs=7, layers=1, d_model=16, d_ff=32)),
     full=Settings(REAL, pairs=0, max_tokens=1024, steps=600, rate=5e-5),
