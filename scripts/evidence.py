@@ -70,6 +70,10 @@ class Study(Generic[S]):
     data: str | None = None
     seeds: int = 3
 
+    def settings(self, quick: bool) -> S:
+        """Those of the size asked for."""
+        return self.quick if quick else self.full
+
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean of a quantity, one value a seed, and its 95 % interval (Student's t); endless for a single value."""

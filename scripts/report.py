@@ -69,7 +69,7 @@ def section(outcome: "Outcome") -> str:
         path, _, name = place.partition(":")
         code += f"<details><summary><code>{escape(path)}</code>, line {line}: <code>{escape(name)}</code></summary>"
         code += f"<pre><code>{escape(text)}</code></pre></details>"
-    settings = escape(str(study.quick if outcome.quick else study.full))
+    settings = escape(str(study.settings(outcome.quick)))
     size = "quick, on generated data" if outcome.quick and study.data else "quick" if outcome.quick else "full"
     return f"""<section id="{outcome.name}">
 <h2>{study.number}. {escape(study.heading)} <small lang="zh-Hant">{escape(study.chinese)}</small></h2>

@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import pkgutil
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 matplotlib.use("Agg")
@@ -77,13 +79,17 @@ def source(place: str) -> tuple[str, int]:
 def kept_file(name: str, study: Study[Any], settings: Any, seed: int, root: Path) -> Path:
     """Where a measurement is kept: its name tells settings, seed, data, and the code of study and idea.
 
-    What they use in turn is not looked at: after a change there, delete the folder."""
+    Code of the study are its file, the idea's, and what studies share; what these use in turn is not looked at: after a
+    change there, delete the folder.
+    """
     from torch import __version__
 
     from datamodules.base import PROJECT
     from datamodules.cache import cache_folder
 
-    places = [f"scripts/studies/{name}.py", "scripts/study_fit.py", *study.code]
+    own = f"scripts/studies/{name}.py"
+    shared = re.findall(r"^from scripts\.(study_\w+) import", (PROJECT / own).read_text(encoding="utf-8"), re.MULTILINE)
+    places = [own, *(f"scripts/{module}.py" for module in {"study_fit", *shared}), *study.code]
     paths = sorted({place.partition(":")[0] for place in places})
     code = [hashlib.sha256((PROJECT / path).read_bytes()).hexdigest() for path in paths]
     data = str(root.absolute()) if study.data else ""
@@ -93,14 +99,20 @@ def kept_file(name: str, study: Study[Any], settings: Any, seed: int, root: Path
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """All generators at a seed; the environment variable by which Lightning remembers it is put back afterwards."""
+    """All generators at a seed, and one thread: more of them would add in another order, and get in each other's way.
+
+    The environment variable by which Lightning remembers the seed is put back afterwards.
+    """
+    import torch
     from lightning.pytorch import seed_everything
 
-    before = os.environ.get("PL_GLOBAL_SEED")
+    before, threads = os.environ.get("PL_GLOBAL_SEED"), torch.get_num_threads()
     try:
+        torch.set_num_threads(1)
         seed_everything(seed, verbose=False)
         yield
     finally:
+        torch.set_num_threads(threads)
         os.environ.pop("PL_GLOBAL_SEED", None)
         if before is not None:
             os.environ["PL_GLOBAL_SEED"] = before
@@ -136,27 +148,47 @@ def data_root(study: Study[Any], quick: bool, root: Path | None) -> Path:
     return made
 
 
+def attempt(name: str, quick: bool, seed: int, root: Path) -> tuple[Measurements, float] | DataError:
+    """What a process of its own does: measure a seed, or say what is wrong with the data."""
+    study = load(name)
+    try:
+        return measure(name, study, study.settings(quick), seed, root)
+    except DataError as error:
+        return error
+
+
 def run_studies(
     chosen: list[str], quick: bool, seeds: int | None, root: Path | None
 ) -> tuple[list[Outcome], dict[str, str]]:
-    """Outcomes in the order of the notes; studies without their data are left out and named, with the reason."""
-    plans = sorted(((load(name), name) for name in chosen), key=lambda plan: plan[0].number)
-    counts = [1 if study.seeds == 1 else seeds or study.seeds for study, _ in plans]
-    outcomes, left_out = [], {}
-    with tqdm(total=sum(counts), unit="seed", file=sys.stderr) as bar:
-        for (study, name), count in zip(plans, counts, strict=True):
+    """Outcomes in the order of the notes; studies without their data are left out and named, with the reason.
+
+    As many seeds are measured at a time as there are cores.
+    """
+    plans = dict(sorted(((name, load(name)) for name in chosen), key=lambda plan: plan[1].number))
+    places = {name: data_root(study, quick, root) for name, study in plans.items()}
+    tasks = [
+        (name, quick, seed, places[name])
+        for name, study in plans.items()
+        for seed in range(1 if study.seeds == 1 else seeds or study.seeds)
+    ]
+    kept = [kept_file(name, plans[name], plans[name].settings(quick), seed, place) for name, _, seed, place in tasks]
+    missing = sum(not path.is_file() for path in kept)
+    workers = Parallel(n_jobs=max(1, min(cpu_count(), missing)), return_as="generator")
+    found: dict[str, list[tuple[Measurements, float]]] = {name: [] for name in plans}
+    left_out = {}
+    with tqdm(total=len(tasks), unit="seed", file=sys.stderr) as bar:
+        for (name, *_), result in zip(tasks, workers(delayed(attempt)(*task) for task in tasks), strict=True):
             bar.set_description(name)
-            try:
-                measured = []
-                place = data_root(study, quick, root)
-                for seed in range(count):
-                    measured.append(measure(name, study, study.quick if quick else study.full, seed, place))
-                    bar.update()
-            except DataError as error:
-                left_out[name] = str(error)
-                continue
-            found, seconds = [m for m, _ in measured], sum(s for _, s in measured)
-            outcomes.append(Outcome(name, study, quick, found, study.judge(found), seconds))
+            bar.update()
+            if isinstance(result, DataError):
+                left_out[name] = str(result)
+            else:
+                found[name].append(result)
+    outcomes = []
+    for name, study in plans.items():
+        if name not in left_out:
+            measured, seconds = [m for m, _ in found[name]], sum(s for _, s in found[name])
+            outcomes.append(Outcome(name, study, quick, measured, study.judge(measured), seconds))
     return outcomes, left_out
 
 
@@ -195,7 +227,7 @@ def log_wandb(outcome: Outcome, picture: Path) -> None:
 
     os.environ.setdefault("WANDB_SILENT", "true")
     study = outcome.study
-    settings = asdict(study.quick if outcome.quick else study.full)
+    settings = asdict(study.settings(outcome.quick))
     for seed, found in enumerate(outcome.measurements):
         with begin(f"seed {seed}", settings | {"seed": seed}) as run:
             run.summary.update(scalars(found))

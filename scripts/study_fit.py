@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
 from datamodules.hw1_covid import CovidData
@@ -21,7 +21,7 @@ class Errors(NamedTuple):
     held_out: float
 
 
-def fit(module: CovidRegressor, data: CovidData, epochs: int, callbacks: Iterable[Callback] = ()) -> Trainer:
+def fit(module: LightningModule, data: LightningDataModule, epochs: int, callbacks: Iterable[Callback] = ()) -> Trainer:
     """Train on the CPU without files, bars or words."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level

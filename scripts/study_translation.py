@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -130,11 +130,10 @@ def trained(
         TransformerSeq2Seq, d_model=size.d_model, heads=size.heads, d_ff=size.d_ff, layers=size.layers,
         dropout=size.dropout, norm="pre", routing=routing, causal=not issubclass(kind, ParallelTranslator),
     )  # fmt: skip
-    module: Any = kind(
+    module = kind(
         partial(torch.optim.AdamW, lr=size.rate, betas=(0.9, 0.98), fused=True), net, label_smoothing=smoothing
     )
-    pairs: Any = data
-    fit(module, pairs, size.epochs, [WarmupScheduler(schedule, warmup=0.1), *callbacks])
+    fit(module, data, size.epochs, [WarmupScheduler(schedule, warmup=0.1), *callbacks])
     return module.eval()
 
 

@@ -201,8 +201,8 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
     for size in settings.sizes:
         for name, net in nets.items():
             torch.manual_seed(seed)
-            module: Any = FoodClassifier(partial(torch.optim.AdamW, lr=settings.rate, fused=True), net)
-            data: Any = Examples(x[:size], y[:size], facts, settings.steps, settings.batch_size, seed)
+            module = FoodClassifier(partial(torch.optim.AdamW, lr=settings.rate, fused=True), net)
+            data = Examples(x[:size], y[:size], facts, settings.steps, settings.batch_size, seed)
             fit(module, data, 1, [WarmupScheduler("cosine", warmup=0.1)])
             found["accuracy"][name].append(share_right(module, new, answers))
             found["train"][name].append(share_right(module, x[:size][:JUDGED_TRAIN], y[:size][:JUDGED_TRAIN]))

@@ -171,8 +171,8 @@ def trained(
         options: Of WindowMLP.
     """
     torch.manual_seed(seed)
-    module: Any = PhonemeClassifier(optimizer, partial(WindowMLP, **options))
-    data: Any = PhonemeData(str(root), seed=seed, window=settings.window, batch_size=settings.batch)
+    module = PhonemeClassifier(optimizer, partial(WindowMLP, **options))
+    data = PhonemeData(str(root), seed=seed, window=settings.window, batch_size=settings.batch)
     held_out = HeldOut(settings.every, settings.judged)
     fit(module, data, settings.epochs, [held_out])
     return module, held_out

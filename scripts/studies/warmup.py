@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -88,8 +87,8 @@ def trained(
         TransformerFrames, d_model=width, heads=max(1, width // 16), d_ff=2 * width, layers=settings.layers,
         dropout=0.0, norm=norm, positions="sinusoidal",
     )  # fmt: skip
-    module: Any = PhonemeClassifier(optimizer, net)
-    data: Any = PhonemeData(str(root), seed=seed, window=None, batch_size=settings.batch)
+    module = PhonemeClassifier(optimizer, net)
+    data = PhonemeData(str(root), seed=seed, window=None, batch_size=settings.batch)
     fit(module, data, epochs, callbacks)
     return module
 

@@ -131,6 +131,7 @@ def toy(tmp_path, monkeypatch, counter):
     monkeypatch.setattr("datamodules.base.PROJECT", project)
     monkeypatch.setenv("LEEML_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(machine, "names", lambda: ["toy"])
+    monkeypatch.setattr(machine, "cpu_count", lambda: 1)  # other processes would know nothing of all this
     found = toy_study(counter)
     monkeypatch.setattr(machine, "load", lambda name: found)
     return project
@@ -161,6 +162,12 @@ def test_other_settings_or_code_are_measured_anew(toy, counter):
     assert counter.runs[2:] == [(1, 0), (1, 0)]
     run_toy(seeds=1)
     assert len(counter.runs) == 4
+    (toy / "scripts" / "study_shared.py").write_text("")
+    (toy / "scripts" / "studies" / "toy.py").write_text("from scripts.study_shared import fit\n")
+    run_toy(seeds=1)
+    (toy / "scripts" / "study_shared.py").write_text("# what studies share has changed\n")
+    run_toy(seeds=1)
+    assert len(counter.runs) == 6
 
 
 def test_a_study_without_data_does_not_mind_where_data_lies_one_with_data_does(toy, counter, monkeypatch, tmp_path):
