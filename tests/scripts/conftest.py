@@ -8,8 +8,11 @@ from typing import NamedTuple
 
 import pytest
 
-from datamodules.sample import write_covid
+from datamodules.sample import write_covid, write_translation
+from scripts import study as machine
+from scripts.evidence import verdict
 from scripts.leeml import main
+from scripts.report import page
 
 EXPERIMENT = """\
 model:
@@ -66,6 +69,15 @@ def sample(tmp_path_factory):
     for name, kept in (("covid.train.csv", slice(1, None, 11)), ("covid.test.csv", slice(1, 61))):
         lines = (folder / name).read_text().splitlines(keepends=True)
         (folder / name).write_text("".join([lines[0], *lines[kept]]))
+    return root
+
+
+@pytest.fixture(scope="session")
+def few_pairs(tmp_path_factory):
+    """Root with 160 generated pairs of sentences."""
+    root = tmp_path_factory.mktemp("pairs")
+    for path in write_translation(root / "hw5_translation" / "sample"):
+        path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:160]), encoding="utf-8")
     return root
 
 
@@ -146,3 +158,17 @@ def assert_fails(where, *args, says=()):
     assert after.keys() - before.keys() == set(), "left behind"
     assert before == after, "lost or changed"
     return lines[0]
+
+
+def ran_study(name, settings, root):
+    """Measurements of two seeds, of which verdict, figure, table, text and page can be made."""
+    study = machine.load(name)
+    found = [machine.measure(name, study, settings, seed, root)[0] for seed in range(2)]
+    outcome = machine.Outcome(name, study, True, found, study.judge(found), 1.0)
+    assert verdict(outcome.findings) in ("holds", "does not hold", "not clear")
+    columns, rows = study.table(found)
+    assert rows
+    assert all(len(row) == len(columns) for row in rows)
+    assert study.claim in machine.describe(outcome)
+    assert f'<section id="{name}">' in page([outcome], {})
+    return found

@@ -6,20 +6,18 @@ import numpy as np
 import pytest
 import sacrebleu
 import torch
+from conftest import ran_study
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.nn import functional as F
 
-from datamodules.sample import write_translation
 from modules.decoding import greedy
 from modules.hw4_speaker import SpeakerClassifier
 from modules.nets.frame_encoders import TransformerFrames
 from modules.nets.routing import MixedRouting
 from scripts import study as machine
-from scripts.evidence import verdict
-from scripts.report import page
 from scripts.studies import attention_as_cnn, cross_attention, masked_attention, positions, scheduled_sampling
 from scripts.study_examples import Examples
 from scripts.study_fit import Curve
@@ -30,19 +28,9 @@ SMALL = Size(vocabulary=400, folds=4, judged=20, max_tokens=512, epochs=1, d_mod
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A root with 160 generated pairs of sentences."""
-    root = tmp_path_factory.mktemp("pairs")
-    folder = root / "hw5_translation" / "sample"
-    for path in write_translation(folder):
-        path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:160]), encoding="utf-8")
-    return root
-
-
-@pytest.fixture(scope="module")
-def translator(root):
+def translator(few_pairs):
     """A translator after some epochs, its data and the losses of its steps."""
-    data, curve = corpus(SMALL, 0, root), Curve()
+    data, curve = corpus(SMALL, 0, few_pairs), Curve()
     module = trained(replace(SMALL, epochs=8), data, 0, "mix", [curve])
     return module, data, torch.stack(curve.losses)
 
@@ -274,8 +262,8 @@ def test_a_wrong_word_does_nothing_to_who_does_not_read(translator, monkeypatch)
     assert blind["clean"] == blind["corrupted"]
 
 
-def test_the_mix_is_what_the_decoder_learned(root):
-    found = cross_attention.run(cross_attention.Settings(SMALL), 0, root)
+def test_the_mix_is_what_the_decoder_learned(few_pairs):
+    found = cross_attention.run(cross_attention.Settings(SMALL), 0, few_pairs)
     mix = np.array(found["mix"])
     assert mix.shape == (2, 2)
     np.testing.assert_allclose(mix.sum(1), 1, rtol=1e-5)
@@ -299,19 +287,12 @@ TINY = {
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_study_runs_is_judged_drawn_and_told(name, root, monkeypatch, tmp_path):
+def test_a_study_runs_is_judged_drawn_and_told(name, few_pairs, monkeypatch, tmp_path):
     monkeypatch.setenv("LEEML_CACHE", str(tmp_path / "cache"))
     study = machine.load(name)
     tiny = replace(study.quick, **TINY[name])
-    found = [machine.measure(name, study, tiny, seed, root)[0] for seed in range(2)]
-    outcome = machine.Outcome(name, study, True, found, study.judge(found), 1.0)
-    assert verdict(outcome.findings) in ("holds", "does not hold", "not clear")
-    columns, cells = study.table(found)
-    assert cells
-    assert all(len(row) == len(columns) for row in cells)
-    assert study.claim in machine.describe(outcome)
-    assert f'<section id="{name}">' in page([outcome], {})
+    found = ran_study(name, tiny, few_pairs)
     if name in ("positions", "masked_attention"):
         with machine.seeded(0):
-            again = study.run(tiny, 0, root)
+            again = study.run(tiny, 0, few_pairs)
         assert again == found[0], "a seed tells all"

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import ran_study
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Trainer
@@ -16,8 +17,6 @@ from datamodules.hw1_covid import CovidData
 from datamodules.sample import write_covid
 from modules.nets.mlp import MLP
 from scripts import study as machine
-from scripts.evidence import verdict
-from scripts.report import page
 from scripts.studies import (
     adaptive_rates,
     critical_points,
@@ -313,13 +312,6 @@ def test_a_study_runs_is_judged_drawn_and_told(name, covid, monkeypatch, tmp_pat
     monkeypatch.setenv("LEEML_CACHE", str(tmp_path / "cache"))
     study = machine.load(name)
     tiny = replace(study.quick, **TINY[name])
-    found = [machine.measure(name, study, tiny, seed, covid)[0] for seed in range(2)]
-    outcome = machine.Outcome(name, study, True, found, study.judge(found), 1.0)
-    assert verdict(outcome.findings) in ("holds", "does not hold", "not clear")
-    columns, cells = study.table(found)
-    assert cells
-    assert all(len(row) == len(columns) for row in cells)
-    assert study.claim in machine.describe(outcome)
-    assert f'<section id="{name}">' in page([outcome], {})
+    found = ran_study(name, tiny, covid)
     again = machine.measure(name, study, tiny, 0, covid)[0]
     assert again == found[0]

@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 import sacrebleu
 import torch
+from conftest import ran_study
 
-from datamodules.sample import write_translation
 from modules.hw5_parallel import MaskedTranslator, OneShotTranslator
 from modules.hw5_translation import Translator
 from scripts import study as machine
-from scripts.evidence import verdict
-from scripts.report import page
 from scripts.studies import autoregressive, reinforcement
 from scripts.study_translation import WORDS, Size, corpus, judge_translator, small_language, trained
 
@@ -26,19 +24,9 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A root with 160 generated pairs of sentences."""
-    root = tmp_path_factory.mktemp("pairs")
-    folder = root / "hw5_translation" / "sample"
-    for path in write_translation(folder):
-        path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:160]), encoding="utf-8")
-    return root
-
-
-@pytest.fixture(scope="module")
-def masked(root):
+def masked(few_pairs):
     """A translator of masked words and its data."""
-    data = corpus(SMALL, 0, root)
+    data = corpus(SMALL, 0, few_pairs)
     return trained(SMALL, data, 0, kind=MaskedTranslator), data
 
 
@@ -107,8 +95,8 @@ def test_sources_with_several_right_translations_have_them_all(masked):
         autoregressive.held_out(data, {chosen[0]: ["one", "two"]})
 
 
-def test_passes_are_those_of_the_decoder(root, masked):
-    data = corpus(SMALL, 0, root)
+def test_passes_are_those_of_the_decoder(few_pairs, masked):
+    data = corpus(SMALL, 0, few_pairs)
     module = trained(SMALL, data, 0)
     sources = autoregressive.held_out(data, {}).sources[:5]
 
@@ -128,8 +116,8 @@ def test_the_fastest_of_the_repeats_counts(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [Translator, OneShotTranslator])
-def test_a_kind_of_translator_has_its_decoder(root, kind):
-    module = trained(SMALL, corpus(SMALL, 0, root), 0, kind=kind)
+def test_a_kind_of_translator_has_its_decoder(few_pairs, kind):
+    module = trained(SMALL, corpus(SMALL, 0, few_pairs), 0, kind=kind)
     assert type(module) is kind
     assert module.net.decoder.causal == (kind is Translator)
 
@@ -137,8 +125,8 @@ def test_a_kind_of_translator_has_its_decoder(root, kind):
 # 19 reinforcement
 
 
-def test_halves_are_of_the_quick_pairs_and_together_all(root):
-    data = corpus(SMALL, 0, root)
+def test_halves_are_of_the_quick_pairs_and_together_all(few_pairs):
+    data = corpus(SMALL, 0, few_pairs)
     module = trained(SMALL, data, 0)
     found = reinforcement.halves(module, data)
     losses, said = [[], []], [([], []), ([], [])]
@@ -169,17 +157,17 @@ def test_checkpoints_are_judged_on_the_half_that_did_not_choose_them():
     assert reinforcement.chosen(found) == ((30 + 20) / 2, (11 + 12) / 2)
 
 
-def test_both_ways_go_on_from_the_same_weights(root):
+def test_both_ways_go_on_from_the_same_weights(few_pairs):
     settings = replace(reinforcement.STUDY.quick, **TINY["reinforcement"] | {"pairs": 0})
     with machine.seeded(0):
-        found = reinforcement.run(settings, 0, root)
+        found = reinforcement.run(settings, 0, few_pairs)
     words, reward = (found[name] for name in reinforcement.GOES_ON)
     assert words["step"] == reward["step"] == [0, 2, 4]
     for key in ("loss", "bleu"):
         assert words[key][0] == reward[key][0]
     assert words["loss"][-1] != reward["loss"][-1]
     assert np.mean(words["loss"][-1]) < np.mean(words["loss"][0]), "cross-entropy goes on learning"
-    data = corpus(settings.size, 0, root)
+    data = corpus(settings.size, 0, few_pairs)
     with machine.seeded(0):
         module = trained(settings.size, data, 0, schedule="linear")
     assert np.mean(words["loss"][0]) == pytest.approx(judge_translator(module, data).loss, rel=0.1)
@@ -189,27 +177,21 @@ def test_both_ways_go_on_from_the_same_weights(root):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_study_runs_is_judged_drawn_and_told(name, root, monkeypatch, tmp_path):
+def test_a_study_runs_is_judged_drawn_and_told(name, few_pairs, monkeypatch, tmp_path):
     monkeypatch.setenv("LEEML_CACHE", str(tmp_path / "cache"))
     study = machine.load(name)
     tiny = replace(study.quick, **TINY[name])
-    found = [machine.measure(name, study, tiny, seed, root)[0] for seed in range(2)]
+    found = ran_study(name, tiny, few_pairs)
     if name == "reinforcement":
         assert [m[way]["step"] for m in found for way in reinforcement.GOES_ON] == [[0, 2, 4]] * 4, (
             "beyond an epoch too"
         )
-    outcome = machine.Outcome(name, study, True, found, study.judge(found), 1.0)
-    assert verdict(outcome.findings) in ("holds", "does not hold", "not clear")
-    columns, cells = study.table(found)
-    assert all(len(row) == len(columns) for row in cells)
-    assert study.claim in machine.describe(outcome)
-    assert f'<section id="{name}">' in page([outcome], {})
 
 
-def test_hw5_s_own_pairs_have_one_order(root):
+def test_hw5_s_own_pairs_have_one_order(few_pairs):
     study = autoregressive.STUDY
     tiny = replace(study.quick, **TINY["autoregressive"] | {"pairs": 0, "orders": (1,)})
-    found = [autoregressive.run(tiny, 0, root)]
+    found = [autoregressive.run(tiny, 0, few_pairs)]
     assert len(study.judge(found)) == 5
     assert study.figure(found)
     assert study.table(found)
