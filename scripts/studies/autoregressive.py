@@ -46,7 +46,7 @@ class Settings:
     """Of words, in which each corpus says its sentences: 2 leaves it to a coin where the object stands. Mask-predict
     learns the last."""
     iterations: tuple[int, ...] = (1, 2, 4)
-    timed: int = 20
+    timed: int = 10
     """Sentences said one by one."""
     repeats: int = 3
     """The fastest counts, as others may use the processor too."""
@@ -262,7 +262,7 @@ STUDY = Study(
         "modules/parallel_decoding.py:repeated_share",
         "scripts/study_translation.py:trained",
     ),
-    quick=Settings(Size(vocabulary=320, layers=1, epochs=6)),
+    quick=Settings(Size(vocabulary=320, layers=1, epochs=5)),
     full=Settings(REAL, pairs=0, orders=(1,), iterations=(1, 4, 10)),
     run=run,
     judge=judge,
