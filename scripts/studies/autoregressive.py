@@ -148,7 +148,7 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
             asked = KINDS if orders == settings.orders[-1] else ONCE
             for name, kind in asked.items():
                 data = corpus(settings.size, seed, place)
-                module = trained(settings.size, data, seed, kind=kind)
+                module = trained(settings.size, data, seed, kind=kind, schedule="linear")
                 counts = settings.iterations if kind is MaskedTranslator else (1,)
                 ways |= {name.format(n): (module, partial(say, module=module, iterations=n)) for n in counts}
             pairs = held_out(data, right)
