@@ -199,6 +199,18 @@ def test_a_seed_gives_the_same_numbers_whatever_ran_before(toy, counter, tmp_pat
     assert len({m["random"] for m in one[0].measurements}) == 3
 
 
+def test_seeds_side_by_side_give_what_they_give_one_by_one(monkeypatch, tmp_path):
+    found = []
+    for cores in (1, 2):
+        monkeypatch.setenv("LEEML_CACHE", str(tmp_path / str(cores)))
+        monkeypatch.setattr(machine, "cpu_count", lambda cores=cores: cores)
+        outcomes, left_out = machine.run_studies(["momentum"], True, 3, None)
+        assert not left_out
+        found.append(outcomes[0].measurements)
+    assert found[0] == found[1]
+    assert found[0][0] != found[0][1], "in the order of seeds"
+
+
 def test_nothing_random_is_measured_once(toy, counter, monkeypatch):
     found = toy_study(counter, seeds=1)
     monkeypatch.setattr(machine, "load", lambda name: found)
