@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.ctc import alignment, collapse, ctc_losses
+from modules.ctc import alignment, collapse, ctc_losses, fits
 from modules.hw5_translation import Translator
 from modules.losses import smoothed_cross_entropy
 from modules.nets.parallel_seq2seq import LengthPredictor, UnknownWords, Upsampling
@@ -98,7 +98,8 @@ class MaskedTranslator(ParallelTranslator):
     Args:
         optimizer, net, label_smoothing, start: As of ParallelTranslator.
         iterations: Of mask-predict.
-        candidates: Lengths tried, where not told otherwise; the quick translations of a validation try one.
+        candidates: Lengths tried, where not told otherwise, at most all that the predictor knows; the quick
+            translations of a validation try one.
     """
 
     def __init__(
@@ -154,6 +155,7 @@ class MaskedTranslator(ParallelTranslator):
     def _best(self, source: Tensor, candidates: int) -> list[list[int]]:
         """Words of the best translation of each source (B, S)."""
         mask = source != self.ends.pad
+        candidates = min(candidates, 2 * self.predictor.reach + 1)  # the predictor knows no more lengths
         found = mask_predict(
             self.net, self.unknown, self.predictor, source, mask, self.ends, self.iterations, candidates, self.rescorer
         )
@@ -267,10 +269,11 @@ class CTCTranslator(ParallelTranslator):
     """Words and blanks in more places than there are words (Libovický and Helcl 2018, arXiv 1811.04719).
 
     The decoder reads the encoder's states, some places for each token. The blank is the padding, which is no word and
-    has a row in the tables all the same. Sentences with more words than places are not learned from.
+    has a row in the tables all the same. Sentences that have too few places are neither learned from nor judged by
+    the loss.
 
     With `glance` some places are given in training what they should say (Gu and Kong 2021, arXiv 2012.15833, "glancing
-    targets"): the more, the more differ from the likeliest alignment of the target.
+    targets"): the more, the more differ from the likeliest path that spells the target.
 
     Args:
         optimizer, net, start: As of ParallelTranslator.
@@ -311,7 +314,10 @@ class CTCTranslator(ParallelTranslator):
         return self.net.decode(places, memory, valid)
 
     def _losses(self, batch: dict[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:
-        """Loss (n,) of every word: that of its sentence, shared out evenly. No word is right or wrong by itself."""
+        """Loss (n,) of every word: that of its sentence, shared out evenly. No word is right or wrong by itself.
+
+        Of a sentence with too few places it is 0 in training; in judging there is none.
+        """
         source, blank = batch["source"], self.ends.pad
         words, valid = self._words(batch["target"])
         memory = self._memory(source)
@@ -326,6 +332,9 @@ class CTCTranslator(ParallelTranslator):
             read = self.net.embed(told).where(known.unsqueeze(2), read)
         logits = self.net.logits(self.net.decode(read, memory, mask))
         losses = ctc_losses(logits, places, words, count, blank)
+        if not self.training:
+            enough = fits(places, words, count)
+            losses, count = losses[enough], count[enough]
         return (losses / count.clamp(min=1)).repeat_interleave(count), valid.new_zeros(0)
 
     def translate(self, source: Tensor, beam: int | None = None) -> list[str]:

@@ -26,9 +26,10 @@ def _log_probabilities(net: TransformerSeq2Seq, states: Tensor, never: list[int]
 
 def _repeated(memory: Memory, count: int) -> Memory:
     """Each sentence `count` times, next to each other."""
-    outputs, mask, _ = memory
     return Memory(
-        [out.repeat_interleave(count, 0) for out in outputs], None if mask is None else mask.repeat_interleave(count, 0)
+        [out.repeat_interleave(count, 0) for out in memory.outputs],
+        None if memory.mask is None else memory.mask.repeat_interleave(count, 0),
+        None if memory.hidden is None else memory.hidden.repeat_interleave(count, 1),
     )
 
 

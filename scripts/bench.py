@@ -20,6 +20,7 @@ import torch
 
 from datamodules.errors import DataError
 from scripts import benches
+from scripts.mistakes import UsageError
 
 
 def environment(threads: int) -> str:
@@ -104,6 +105,9 @@ def main(args: list[str]) -> int:
         raise DataError(
             f"no benchmark of {own.homework!r}; " + (f"did you mean {near[0]}?" if near else f"there are {known}")
         )
+    for name in ("repeats", "threads"):
+        if getattr(own, name) < 1:
+            raise UsageError(f"--{name} {getattr(own, name)}: expected at least 1")
     torch.set_num_threads(own.threads)
     print(environment(own.threads))
     bench = importlib.import_module(f"scripts.benches.{own.homework}")

@@ -49,7 +49,7 @@ class Study(Generic[S]):
         judge: Findings from the measurements of all seeds; the claim holds where all of them do.
         figure, table: Of the measurements of all seeds.
         data: Homework whose files it needs: generated ones in quick, the user's in full.
-        seeds: How many by default; 1 where nothing is left to chance.
+        seeds: How many by default.
     """
 
     number: int

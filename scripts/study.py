@@ -76,6 +76,12 @@ def source(place: str) -> tuple[str, int]:
     return "\n".join(text.splitlines()[node.lineno - 1 : node.end_lineno]), node.lineno
 
 
+def state(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of every file in a folder: what tells whether its data has changed."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
+
 def kept_file(name: str, study: Study[Any], settings: Any, seed: int, root: Path) -> Path:
     """Where a measurement is kept: its name tells settings, seed, data, and the code of study and idea.
 
@@ -92,7 +98,7 @@ def kept_file(name: str, study: Study[Any], settings: Any, seed: int, root: Path
     places = [own, *(f"scripts/{module}.py" for module in {"study_fit", *shared}), *study.code]
     paths = sorted({place.partition(":")[0] for place in places})
     code = [hashlib.sha256((PROJECT / path).read_bytes()).hexdigest() for path in paths]
-    data = str(root.absolute()) if study.data else ""
+    data = [str(root.absolute()), *state(root / study.data)] if study.data else []
     key = json.dumps([KEPT, asdict(settings), seed, data, code, __version__], sort_keys=True)
     return cache_folder() / "studies" / name / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
@@ -166,11 +172,7 @@ def run_studies(
     """
     plans = dict(sorted(((name, load(name)) for name in chosen), key=lambda plan: plan[1].number))
     places = {name: data_root(study, quick, root) for name, study in plans.items()}
-    tasks = [
-        (name, quick, seed, places[name])
-        for name, study in plans.items()
-        for seed in range(1 if study.seeds == 1 else seeds or study.seeds)
-    ]
+    tasks = [(name, quick, seed, places[name]) for name, study in plans.items() for seed in range(seeds or study.seeds)]
     kept = [kept_file(name, plans[name], plans[name].settings(quick), seed, place) for name, _, seed, place in tasks]
     missing = sum(not path.is_file() for path in kept)
     workers = Parallel(n_jobs=max(1, min(cpu_count(), missing)), return_as="generator")
@@ -264,6 +266,8 @@ def main(args: list[str]) -> int:
         raise UsageError(f"no study {own.name!r}{hint}")
     if own.seeds is not None and own.seeds < 1:
         raise UsageError(f"--seeds {own.seeds}: expected at least 1")
+    if own.root and not own.full:
+        raise UsageError("--data.root is for --full: quick studies generate their data")
     outcomes, left_out = run_studies(names() if own.name == "all" else [own.name], not own.full, own.seeds, own.root)
     if own.name in left_out:
         raise DataError(left_out[own.name])

@@ -347,7 +347,8 @@ def ways(model: Translator, judge: Seq2Seq | None) -> Iterator[Way]:
 
 
 def decoding(root: Path | None, runs: Sequence[Path], repeats: int) -> None:
-    """Print BLEU, chrF, repeated characters and sentences/s of trained runs on the pairs held out.
+    """Print BLEU, chrF, repeated words and sentences/s of trained runs on the pairs held out; words are characters in
+    Chinese.
 
     Args:
         root: Data folder.
@@ -357,8 +358,14 @@ def decoding(root: Path | None, runs: Sequence[Path], repeats: int) -> None:
     paths = [RunFolder(run).checkpoint("best") for run in runs]
     models = {str(run): load_model(path) for run, path in zip(runs, paths, strict=True)}
     facts = [model.facts for model in models.values()]
-    if any(not torch.equal(other["tokenizer"], facts[0]["tokenizer"]) for other in facts):
-        raise DataError("these runs have different tokenizers: compare runs on the same pairs, fold and vocabulary")
+    for named, other in zip(runs, facts, strict=True):
+        if other["target"] != facts[0]["target"]:
+            ways_there = f"{named} translates to {other['target']}, {runs[0]} to {facts[0]['target']}"
+            raise DataError(f"{ways_there}: name runs of one direction")
+        if not torch.equal(other["tokenizer"], facts[0]["tokenizer"]):
+            raise DataError(
+                f"{named} has another tokenizer than {runs[0]}: compare runs on the same pairs, fold and vocabulary"
+            )
     one_by_one = (model.net for model in models.values() if not isinstance(model, ParallelTranslator))
     judge = next(one_by_one, None)
     place = [f"--data.root={root}", "--data.dir=null"] if root else []
@@ -369,12 +376,16 @@ def decoding(root: Path | None, runs: Sequence[Path], repeats: int) -> None:
     alone = [batch["source"][row : row + 1] for batch in batches for row in range(len(batch["source"]))][:ALONE]
     alone = [source[:, : int((source != 0).sum())] for source in alone]
     references = [text for batch in batches for text in batch["reference"]]
+
+    def words(line: str) -> list[str]:
+        return list(line.replace(" ", "")) if data.target == "zh" else line.split()
+
     print(
         f"\nDecoding, {len(references)} held-out pairs, which chose the checkpoints: sentences/s at once and one "
         f"by one (the first {len(alone)}); medians of {repeats}"
     )
     print(f"  {'':<44} {'BLEU':>6} {'chrF':>6} {'repeated':>9} {'at once':>8} {'one by one':>11}")
-    print(f"  {'reference':<44} {'':>13} {repeated_share(line.replace(' ', '') for line in references):9.1%}")
+    print(f"  {'reference':<44} {'':>13} {repeated_share(map(words, references)):9.1%}")
     for run, model in models.items():
         for name, translate in ways(model, judge):
             said: list[str] = []
@@ -392,7 +403,7 @@ def decoding(root: Path | None, runs: Sequence[Path], repeats: int) -> None:
                 score.update(said, references)
             print(
                 f"  {f'{run}, {name}':<44} {float(scores[0].compute()):6.2f} {float(scores[1].compute()):6.2f} "
-                f"{repeated_share(line.replace(' ', '') for line in said):9.1%} "
+                f"{repeated_share(map(words, said)):9.1%} "
                 f"{len(references) / seconds['all']:8.1f} {len(alone) / seconds['each']:11.1f}",
                 flush=True,
             )

@@ -19,6 +19,7 @@ from callbacks.scheduled_sampling import ScheduledSampling
 from datamodules.hw5_translation import TranslationData
 from modules.hw5_translation import Translator
 from modules.nets.seq2seq import Memory
+from modules.parallel_decoding import cut
 from modules.translation_scores import CorpusScore
 from scripts.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
 from scripts.study_translation import REAL, Size, corpus, judge_translator, next_words, read_before, trained
@@ -60,18 +61,13 @@ def go_on(module: Translator, memory: Memory, read: Tensor, steps: int) -> Tenso
     return torch.cat(said, 1)
 
 
-def until_end(tokens: list[int], eos: int) -> list[int]:
-    """What stands before EOS."""
-    return tokens[: tokens.index(eos)] if eos in tokens else tokens
-
-
 def text_after(module: Translator, source: Tensor, memory: Memory, read: Tensor) -> list[str]:
     """What it says by itself after the words read (B, t) until EOS, or until the limit of all decoding."""
     limits = module.ends.limits([module.net], source, source != module.ends.pad)
     before = read.shape[1] - 1
     said = go_on(module, memory, read, max(limits) - before).tolist()
-    cut = [line[: limit - before] for line, limit in zip(said, limits, strict=True)]
-    return [module.text(until_end(line, module.ends.eos)) for line in cut]
+    lines = [line[: limit - before] for line, limit in zip(said, limits, strict=True)]
+    return [module.text(cut(line, module.ends.eos)) for line in lines]
 
 
 def stretch(values: Tensor, valid: Tensor, first: int, length: int) -> Tensor:
@@ -107,7 +103,7 @@ def after_a_wrong_word(settings: Settings, module: Translator, data: Translation
         worse, still = next_words(module, memory, changed, target)
         rises.append(stretch(worse - losses, valid, at, settings.distance))
         falls.append(stretch(right.float() - still.float(), valid, at, settings.distance))
-        references = [module.text(until_end(words, eos)) for words in target[:, at:].tolist()]
+        references = [module.text(cut(words, eos)) for words in target[:, at:].tolist()]
         for name, words in (("clean", read), ("corrupted", changed)):
             score[name].update(text_after(module, source, memory, words[:, : at + 1]), references)
     return {

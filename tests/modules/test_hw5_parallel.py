@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from callbacks.scheduled_sampling import ScheduledSampling
 from datamodules.hw5_translation import TranslationData
 from datamodules.sample import write_translation
+from modules.ctc import collapse
 from modules.hw5_parallel import (
     CTCTranslator,
     LongOutputTranslator,
@@ -206,24 +207,41 @@ def test_a_glance_tells_a_share_of_the_words_that_are_wrong(data):
 
 def test_what_ctc_is_told_is_an_alignment_of_the_target(data, monkeypatch):
     module, batch = translator(data.facts, "ctc glancing", glance=1.0), pairs([(6, 7), (4, 3)])
-    read, decode = [], TransformerSeq2Seq.decode
+    read, states, decode = [], [], TransformerSeq2Seq.decode
 
     def decode_and_see(net, embedded, memory, mask=None):
         read.append(embedded)
-        return decode(net, embedded, memory, mask)
+        states.append(decode(net, embedded, memory, mask))
+        return states[-1]
 
     monkeypatch.setattr(TransformerSeq2Seq, "decode", decode_and_see)
     module._losses(batch, 0.0)
     first, second = read
+    guessed = module.net.logits(states[0]).argmax(2)
     for row, (source, words) in enumerate(rows_of(batch)):
         places = 2 * source.shape[1]
         vectors = module.net.embed(torch.arange(600).unsqueeze(0))[0]
         distance = (second[row, :places].unsqueeze(1) - vectors).square().sum(2)
         told = (first[row, :places] != second[row, :places]).any(1)
-        nearest = distance.argmin(1)
         assert told.sum() >= places - 2  # random weights are right by chance
         assert distance.min(1).values[told].max() < 1e-3
-        assert set(nearest[told].tolist()) <= {PAD, *words.tolist()}
+        path = distance.argmin(1).where(told, guessed[row, :places])
+        assert collapse(path.tolist(), PAD) == words.tolist()
+
+
+def test_ctc_is_not_judged_on_what_has_too_few_places(data):
+    module, both = translator(data.facts, "ctc"), pairs([(6, 7), (2, 9)])
+    one = {name: both[name][:1] for name in ("source", "target")}
+    module.eval()
+    losses = module._losses(both, 0.0)[0]
+    assert len(losses) == (one["target"] != PAD).sum() - 1 < (both["target"] != PAD).sum() - 2
+    torch.testing.assert_close(losses, module._losses(one, 0.0)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_there_are_no_more_lengths_than_the_predictor_knows(data):
+    module = translator(data.facts, "masked")
+    module.eval()
+    assert len(module.translate(pairs([(6, 7)])["source"], 1000)) == 1
 
 
 # what cannot be

@@ -11,6 +11,7 @@ from torch import nn
 from modules.decoding import Ends
 from modules.nets.attention import padding_mask
 from modules.nets.parallel_seq2seq import LengthPredictor, UnknownWords, Upsampling
+from modules.nets.recurrent_seq2seq import RecurrentSeq2Seq
 from modules.nets.seq2seq import TransformerSeq2Seq
 from modules.parallel_decoding import ctc_paths, cut, long_outputs, mask_predict, refine, repeated_share
 
@@ -128,10 +129,10 @@ def test_one_shot_is_the_likeliest_of_all_sequences_of_its_length(kind, seed):
 
 
 @settings(max_examples=10)
-@given(LENGTHS, SEEDS)
-def test_a_rescorer_judges_words_and_end_one_after_the_other(lengths, seed):
+@given(LENGTHS, SEEDS, st.booleans())
+def test_a_rescorer_judges_words_and_end_one_after_the_other(lengths, seed, recurrent):
     net, unknown, predictor, _ = made("post-norm", seed)
-    judge = made("pre-norm", seed, causal=True)[0]
+    judge = RecurrentSeq2Seq(V, 6, 5).eval() if recurrent else made("pre-norm", seed, causal=True)[0]
     source, mask = sources(lengths)
     plain = mask_predict(net, unknown, predictor, source, mask, ENDS, 2, 3)
     found = mask_predict(net, unknown, predictor, source, mask, ENDS, 2, 3, judge)

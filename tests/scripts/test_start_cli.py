@@ -127,3 +127,14 @@ def test_one_that_says_all_words_at_once_begins_with_one_that_goes_word_by_word(
     ]  # fmt: skip
     judged = next(cells for name, cells in rows.items() if "4 iterations, 1 length" in name)
     assert float(judged.split()[0]) == pytest.approx(bleu, abs=0.006)
+
+
+def test_runs_of_opposite_directions_are_not_compared(begun, tmp_path):
+    back = shutil.copytree(begun / "first", tmp_path / "back")
+    path = back / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["facts"] |= {"source": "zh", "target": "en"}
+    torch.save(checkpoint, path)
+    line = "bench", "hw5_translation", "--threads", 1, "--data.root", begun, "--decoding"
+    assert_fails(tmp_path, *line, begun / "first", back, says=["back translates to en", "one direction"])
+    assert_fails(tmp_path, *line, begun / "first", "--repeats", 0, says=["--repeats 0"])

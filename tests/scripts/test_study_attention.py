@@ -17,6 +17,7 @@ from modules.decoding import greedy
 from modules.hw4_speaker import SpeakerClassifier
 from modules.nets.frame_encoders import TransformerFrames
 from modules.nets.routing import MixedRouting
+from modules.parallel_decoding import cut
 from scripts import study as machine
 from scripts.studies import attention_as_cnn, cross_attention, masked_attention, positions, scheduled_sampling
 from scripts.study_examples import Examples
@@ -236,7 +237,7 @@ def test_going_on_from_nothing_is_greedy_search(translator, batch):
     wanted = [best.tokens for (best,) in greedy([module.net], source, source != 0, module.ends)]
     memory, start = module.net.encode(source, source != 0), torch.full_like(source[:, :1], module.ends.bos)
     said = scheduled_sampling.go_on(module, memory, start, max(map(len, wanted)))
-    ended = [scheduled_sampling.until_end(line, module.ends.eos) for line in said.tolist()]
+    ended = [cut(line, module.ends.eos) for line in said.tolist()]
     assert [line[: len(other)] for line, other in zip(ended, wanted, strict=True)] == wanted
 
 
