@@ -55,7 +55,7 @@ class Draft(NamedTuple):
 def refine(
     net: TransformerSeq2Seq, unknown: UnknownWords, memory: Memory, valid: Tensor, ends: Ends, iterations: int
 ) -> Iterator[Draft]:
-    """The drafts of mask-predict (Ghazvininejad et al. 2019, arXiv 1904.09324, section 4), the last one is the best.
+    """The drafts of mask-predict (Ghazvininejad et al. 2019, arXiv 1904.09324), the last one is the best.
 
     At first all words are unknown; every iteration says those that are, each as the likeliest in its place. After
     iteration t of I the N (I - t) / I words of the lowest probability, rounded down, become unknown again.
@@ -125,15 +125,19 @@ def mask_predict(
 
     Returns:
         For every sentence its candidates, the highest score first: mean log-probability of the words, each when it was
-        said; by a rescorer that of words and EOS.
+        said, and of their number, which counts as one more word as it does in training; by a rescorer that of words
+        and EOS. By their words alone (Ghazvininejad et al. 2019) lengths that are too short win too often.
     """
     limits = torch.tensor([n - 1 for n in ends.limits([net], source, mask)], device=source.device).clamp(min=1)
     memory = net.encode(source, mask)
-    lengths = predictor.likeliest(predictor(memory), _lengths(source, mask), limits, candidates).flatten()
+    read, logits = _lengths(source, mask), predictor(memory).float()
+    tried = predictor.likeliest(logits, read, limits, candidates)
+    lengths = tried.flatten()
     valid = padding_mask(lengths, int(lengths.max()))
     *_, last = refine(net, unknown, _repeated(memory, candidates), valid, ends, iterations)
     if rescorer is None:
-        scores = last.logs.sum(1) / lengths
+        number = logits.log_softmax(1).gather(1, predictor.classes(read.unsqueeze(1), tried)).flatten()
+        scores = (last.logs.sum(1) + number) / (lengths + 1)
     else:
         scores = judged(rescorer, _repeated(rescorer.encode(source, mask), candidates), last.words, valid, ends)
     found = [

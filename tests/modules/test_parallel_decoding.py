@@ -101,15 +101,14 @@ def test_each_sentence_stands_alone_and_each_candidate_too(kind, lengths, iterat
         (alone,) = mask_predict(net, unknown, predictor, row[None, :n], None, ENDS, iterations, candidates)
         assert_same([group], [alone])
         with torch.no_grad():
-            scores = predictor(net.encode(row[None, :n]))[0].tolist()
+            scores = predictor(net.encode(row[None, :n]))[0].log_softmax(0).tolist()
         fits = [m for m in range(max(1, n - 3), n + 4) if m <= min(n + 2, 8)]
         chosen = sorted(fits, key=lambda m: -scores[m - n + 3])[:candidates]
-        expected = []
+        expected = {}
         for m in chosen:
             drafts, logs = plain_drafts(net, unknown, row[:n], m, iterations)
-            expected.append((sum(logs) / m, drafts[-1][0]))
-        seen = {(round(h.score, 4), tuple(h.tokens)) for h in group}
-        assert seen == {(round(score, 4), tuple(words)) for score, words in expected}
+            expected[tuple(drafts[-1][0])] = (sum(logs) + scores[m - n + 3]) / (m + 1)
+        assert {tuple(h.tokens): h.score for h in group} == pytest.approx(expected, rel=1e-4, abs=1e-5)
         assert [h.score for h in group] == sorted((h.score for h in group), reverse=True)
 
 
@@ -118,14 +117,17 @@ def test_each_sentence_stands_alone_and_each_candidate_too(kind, lengths, iterat
 def test_one_shot_is_the_likeliest_of_all_sequences_of_its_length(kind, seed):
     net, unknown, predictor, _ = made(kind, seed)
     source, _ = sources([2])
+    with torch.no_grad():
+        numbers = predictor(net.encode(source))[0].log_softmax(0)
     for best in mask_predict(net, unknown, predictor, source, None, ENDS, 1, 4)[0]:
         length = len(best.tokens)
         logs = said(net, unknown, source[0], [None] * length)
         value, words = max(
-            (sum(logs[t, word].item() for t, word in enumerate(words)) / length, words)
+            (sum(logs[t, word].item() for t, word in enumerate(words)), words)
             for words in itertools.product(WORDS, repeat=length)
         )
-        assert (list(words), pytest.approx(value, rel=1e-4)) == (best.tokens, best.score)
+        number = numbers[length - 2 + 3].item()  # the source has two tokens
+        assert (list(words), pytest.approx((value + number) / (length + 1), rel=1e-4)) == (best.tokens, best.score)
 
 
 @settings(max_examples=10)
