@@ -306,6 +306,8 @@ class CTCTranslator(ParallelTranslator):
                 f"{self.ratio * facts['max_length']} places; raise it, or lower data.max_length"
             )
         self.upsampling = Upsampling(self.net.d_model, self.ratio)
+        if not self.glance and self.net.target_table is not self.net.output_table:
+            self.net.target_table.requires_grad_(False)  # never read; DDP stops where a gradient is missing
 
     def _states(self, source: Tensor, target: Tensor) -> Tensor:
         """Of all places that the source (B, S) has, (B, ratio S, D), whatever the target is."""

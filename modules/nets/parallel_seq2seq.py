@@ -47,7 +47,7 @@ class LengthPredictor(nn.Module):
         return self.scores(top.masked_fill(~valid, 0.0).sum(1) / valid.sum(1))
 
     def classes(self, source: Tensor, target: Tensor) -> Tensor:
-        """The class of each pair of lengths, (B,) and (B,) -> (B,); differences out of reach become the last one."""
+        """The class of each pair of lengths, (...) and (...) -> (...); differences out of reach become the last one."""
         return (target - source).clamp(-self.reach, self.reach) + self.reach
 
     def likeliest(self, logits: Tensor, source: Tensor, limits: Tensor, count: int) -> Tensor:
@@ -64,7 +64,7 @@ class LengthPredictor(nn.Module):
         """
         lengths = source.unsqueeze(1) + torch.arange(-self.reach, self.reach + 1, device=source.device)
         fits = (lengths >= 1) & (lengths <= limits.unsqueeze(1))
-        best = logits.float().masked_fill(~fits, -torch.inf).topk(count).indices
+        best = logits.masked_fill(~fits, -torch.inf).topk(count).indices
         return lengths.gather(1, best).clamp(min=1).minimum(limits.unsqueeze(1))
 
 

@@ -281,6 +281,17 @@ def test_scheduled_sampling_is_refused(judges):
         ScheduledSampling("constant").on_train_start(None, judges["masked"])
 
 
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_that_learns_has_a_gradient(data, kind, share):
+    """DDP stops where one is missing."""
+    module = translator(data.facts, kind, net=functools.partial(NET, share=share)).train()
+    losses, _ = module._losses(pairs([(6, 7), (4, 3)]), 0.1)
+    losses.mean().backward()
+    assert [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert sum(not p.requires_grad for p in module.parameters()) == (kind == "ctc" and not share)
+
+
 # pictures
 
 
