@@ -165,13 +165,15 @@ def test_noise_reaches_features_but_not_marks(covid):
     assert not torch.equal(*seen), "new in every step"
 
 
-def test_the_best_epoch_is_kept(monkeypatch):
-    found = iter([Errors(3.0, 2.0), Errors(2.0, 1.0), Errors(1.0, 5.0)])
-    monkeypatch.setattr(overfitting, "errors", lambda *args: next(found))
-    best = overfitting.BestHeldOut(1)
-    for _ in range(3):
-        best.on_train_epoch_end(Trainer(logger=False, enable_checkpointing=False), nn.Linear(1, 1))
-    assert best.best == Errors(2.0, 1.0)
+def test_the_best_epoch_is_kept_of_those_after_1_2_4_and_the_last(covid, monkeypatch):
+    held_out = iter([3.0, 2.0, 1.0, 5.0])
+    monkeypatch.setattr(
+        overfitting, "errors", lambda module, _: Errors(module.trainer.current_epoch + 1, next(held_out))
+    )
+    best = overfitting.BestHeldOut()
+    fit(regressor(torch.optim.SGD, 0.0, hidden=[2]), CovidData(str(covid)), 6, [best])
+    assert best.best == Errors(4, 1.0)
+    assert not list(held_out), "judged four times"
 
 
 def test_errors_and_curves_of_a_fit(covid):
