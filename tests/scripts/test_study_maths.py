@@ -9,7 +9,6 @@ import torch
 from conftest import ran_study
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning.pytorch import Trainer
 from sklearn.linear_model import Ridge
 from torch import nn
 
