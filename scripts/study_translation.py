@@ -1,10 +1,10 @@
 """How studies translate: HW5's module and data at a small size, and what they measure of a trained translator."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -152,17 +152,32 @@ def next_words(module: Translator, memory: Memory, read: Tensor, target: Tensor)
     return F.cross_entropy(logits.transpose(1, 2), target, reduction="none"), logits.argmax(2) == target
 
 
+def everything(batch: dict[str, Any]) -> Tensor:
+    """All rows of a batch: True (B,)."""
+    return torch.ones_like(batch["quick"])
+
+
 @torch.no_grad()
-def judge_translator(module: Translator, data: TranslationData) -> Judged:
-    """Loss of all held-out pairs, and BLEU of those that `data.quick` chose."""
+def judge_translator(
+    module: Translator, data: TranslationData, part: Callable[[dict[str, Any]], Tensor] = everything
+) -> Judged:
+    """Loss of held-out pairs, and BLEU of those among them that `data.quick` chose.
+
+    Args:
+        module, data: The translator, and whose held-out pairs.
+        part: Which rows of a batch are looked at, bool (B,).
+    """
     pad, bos, _ = module.ends[:3]
     total, count, bleu = 0.0, 0, CorpusScore("bleu", module.language)
     for batch in data.val_dataloader():
-        source, target, quick = batch["source"], batch["target"], batch["quick"]
+        rows = part(batch)
+        if not rows.any():
+            continue
+        source, target, quick = batch["source"][rows], batch["target"][rows], batch["quick"][rows]
         losses, _ = next_words(module, module.net.encode(source, source != pad), read_before(target, bos), target)
         total += float(losses[target != pad].sum())
         count += int((target != pad).sum())
         if quick.any():
-            chosen = quick.nonzero()[:, 0].tolist()
-            bleu.update(module.translate(source[quick], 1), [batch["reference"][i] for i in chosen])
+            references = [batch["reference"][i] for i in (rows & batch["quick"]).nonzero()[:, 0].tolist()]
+            bleu.update(module.translate(source[quick], 1), references)
     return Judged(total / count, float(bleu.compute()))

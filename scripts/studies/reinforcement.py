@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from datamodules.hw5_translation import TranslationData
 from modules.hw5_translation import Translator
 from modules.objectives import PolicyGradient
-from modules.translation_scores import CorpusScore
 from scripts.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
 from scripts.study_fit import fit
-from scripts.study_translation import REAL, Size, corpus, next_words, read_before, small_language, trained, write_pairs
+from scripts.study_translation import REAL, Size, corpus, judge_translator, small_language, trained, write_pairs
 
 GOES_ON = "cross-entropy", "policy gradient"
 
@@ -48,24 +48,15 @@ class Settings:
     checks: int = 6
 
 
-@torch.no_grad()
+def half(batch: dict[str, Any], number: int) -> Tensor:
+    """Rows of a batch that are in this half, 0 or 1, of `data.quick`: bool (B,)."""
+    return batch["quick"] & (batch["row"] % 2 == number)
+
+
 def halves(module: Translator, data: TranslationData) -> dict[str, list[float]]:
     """Cross-entropy of a token, in nats, and BLEU of greedy translations, of the two halves of `data.quick`."""
-    pad, bos, _ = module.ends[:3]
-    totals, counts = np.zeros(2), np.zeros(2)
-    bleu = [CorpusScore("bleu", module.language) for _ in range(2)]
-    for batch in data.val_dataloader():
-        for half in range(2):
-            rows = batch["quick"] & (batch["row"] % 2 == half)
-            if not rows.any():
-                continue
-            source, target = batch["source"][rows], batch["target"][rows]
-            losses, _ = next_words(module, module.net.encode(source, source != pad), read_before(target, bos), target)
-            totals[half] += float(losses[target != pad].sum())
-            counts[half] += int((target != pad).sum())
-            references = [batch["reference"][i] for i in rows.nonzero()[:, 0].tolist()]
-            bleu[half].update(module.translate(source, 1), references)
-    return {"loss": (totals / counts).tolist(), "bleu": [float(score.compute()) for score in bleu]}
+    losses, scores = zip(*(judge_translator(module, data, partial(half, number=n)) for n in range(2)), strict=True)
+    return {"loss": list(losses), "bleu": list(scores)}
 
 
 class Watch(Callback):
