@@ -167,13 +167,16 @@ class HomeworkData(LightningDataModule, ABC):
         return []
 
     def _ways(self) -> str:
-        fetched = type(self).fetch.__func__ is not HomeworkData.fetch.__func__  # type: ignore[attr-defined]
-        ways = [
-            f"put the course's files there by hand ({self.kaggle})",
-            *([f"`leeml data fetch {self.homework}`"] if fetched else []),
-            f"`leeml data sample {self.homework}` for a small generated set",
-        ]
+        ways = [f"put the course's files there by hand ({self.kaggle})"]
+        if self._has_own("fetch"):
+            ways.append(f"`leeml data fetch {self.homework}`")
+        if self._has_own("prepare"):
+            ways.append(f"`leeml data prepare {self.homework} --source FILE_OR_FOLDER` for raw files that you have")
+        ways.append(f"`leeml data sample {self.homework}` for a small generated set")
         return f"Ways to get them: {'; '.join(ways)}. Data elsewhere: --data.root DIR or LEEML_DATA"
+
+    def _has_own(self, verb: str) -> bool:
+        return getattr(type(self), verb).__func__ is not getattr(HomeworkData, verb).__func__
 
     def decide(self, predictions: np.ndarray) -> np.ndarray:
         """What the course asks for, from the module's predictions or a mean of several (classes from probabilities)."""

@@ -66,6 +66,7 @@ def main(args: list[str]) -> int:
         "root", nargs="?", type=Path, help="data folder with one sub-folder a homework "
         "(default: $LEEML_DATA, else data/ in the project)",
     )  # fmt: skip
+    parser.add_argument("--data.root", dest="also", type=Path, help="the same, as the other commands call it")
     if verb == "sample":
         parser.add_argument("--seed", type=int, default=0)
         parser.add_argument("--if_empty", action="store_true", help="do nothing where the homework has data already")
@@ -77,9 +78,11 @@ def main(args: list[str]) -> int:
             add_options(parser, data_class(named).prepare)
     own = parser.parse_intermixed_args(args[2:])  # the folder may come after the flags
     cls = data_class(own.homework)
+    if own.root and own.also:
+        raise UsageError(f"two data folders: {own.root} and --data.root {own.also}; name one")
     from datamodules.base import default_root
 
-    root = (own.root or default_root()).expanduser()
+    root = (own.root or own.also or default_root()).expanduser()
     folder = root / own.homework
     if verb == "describe":
         print(*cls.describe(root), sep="\n")
@@ -93,7 +96,7 @@ def main(args: list[str]) -> int:
     elif verb == "fetch":
         files = cls.fetch(folder, own.edition)
     else:
-        known = ("homework", "root", "source")
+        known = ("homework", "root", "also", "source")
         options = {name: value for name, value in vars(own).items() if name not in known}
         files = cls.prepare(folder, own.source and own.source.expanduser(), **options)
     for path in files:

@@ -181,11 +181,13 @@ def run_studies(
     with tqdm(total=len(tasks), unit="seed", file=sys.stderr) as bar:
         for (name, *_), result in zip(tasks, workers(delayed(attempt)(*task) for task in tasks), strict=True):
             bar.set_description(name)
-            bar.update()
             if isinstance(result, DataError):
                 left_out[name] = str(result)
+                bar.total = (bar.total or 0) - 1  # tqdm allows None
+                bar.refresh()
             else:
                 found[name].append(result)
+                bar.update()
     outcomes = []
     for name, study in plans.items():
         if name not in left_out:

@@ -12,6 +12,8 @@ import pytest
 import torch
 from conftest import EXPERIMENT, answer, assert_fails, works
 
+from datamodules.errors import DataError
+from scripts.data import data_class
 from scripts.leeml import main
 
 EARLY = "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/mse"
@@ -308,8 +310,20 @@ def test_a_misspelt_verb_or_homework(tmp_path, args, says):
     assert_fails(tmp_path, *args, says=[says])
 
 
-def test_sample_data_never_overwrites(data, tmp_path):
-    assert_fails(tmp_path, "data", "sample", "hw1_covid", data, says=["here already"])
+@pytest.mark.parametrize("flag", [[], ["--data.root"]])
+def test_sample_data_never_overwrites(data, tmp_path, flag):
+    assert_fails(tmp_path, "data", "sample", "hw1_covid", *flag, data, says=[str(data), "here already"])
+
+
+def test_one_folder_for_data(data, tmp_path):
+    assert_fails(tmp_path, "data", "sample", "hw1_covid", data, "--data.root", tmp_path, says=["two data folders"])
+
+
+@pytest.mark.parametrize(("homework", "prepares"), [("hw1_covid", False), ("hw2_phoneme", True), ("hw4_speaker", True)])
+def test_who_can_prepare_raw_files_says_so(tmp_path, homework, prepares):
+    with pytest.raises(DataError) as caught:
+        data_class(homework)(root=str(tmp_path)).locate()
+    assert (f"leeml data prepare {homework}" in str(caught.value)) == prepares
 
 
 # checkpoints
