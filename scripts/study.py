@@ -10,6 +10,7 @@ import json
 import os
 import pkgutil
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -140,17 +141,20 @@ def measure(name: str, study: Study[Any], settings: Any, seed: int, root: Path) 
 
 
 def data_root(study: Study[Any], quick: bool, root: Path | None) -> Path:
-    """Root of the study's data: generated and kept in the cache for quick, the user's for full."""
-    from datamodules.base import default_root
+    """Root of the study's data: the user's for full; for quick generated, kept in the cache until our code changes."""
+    from datamodules.base import PROJECT, default_root
     from datamodules.cache import cache_folder
 
     if not quick:
         return (root or default_root()).expanduser()
     made = cache_folder() / "studies" / "samples"
     if study.data is not None:
-        folder, cls = made / study.data / "sample", data_class(study.data)
-        if not cls.has_files(folder):
-            cls.sample(folder)
+        folder, told = made / study.data / "sample", made / study.data / "code"
+        code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted((PROJECT / "datamodules").glob("*.py"))))
+        if not (told.is_file() and told.read_text() == code.hexdigest()):
+            shutil.rmtree(folder, ignore_errors=True)
+            data_class(study.data).sample(folder)
+            write_text(told, code.hexdigest())
     return made
 
 

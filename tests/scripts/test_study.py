@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from datamodules.errors import DataError
+from datamodules.hw1_covid import CovidData
 from scripts import study as machine
 from scripts.evidence import Finding, Study, across, effect, fact, interval, mean_and_spread, verdict
 from scripts.report import page
@@ -186,6 +187,21 @@ def test_a_study_without_data_does_not_mind_where_data_lies_one_with_data_does(t
         for _ in range(2):
             run_toy(seeds=1, quick=False, root=tmp_path / "a")
     assert len(counter.runs) == 5, "once for each state of the data"
+
+
+def test_a_sample_is_kept_until_the_code_that_made_it_changes(toy, counter, monkeypatch):
+    study = toy_study(counter, data="hw1_covid")
+    folder = machine.data_root(study, True, None) / "hw1_covid"
+    first = machine.state(folder)
+    assert CovidData.has_files(folder / "sample")
+    machine.data_root(study, True, None)
+    assert machine.state(folder) == first
+    (toy / "datamodules").mkdir()
+    (toy / "datamodules" / "hw1_covid.py").write_text("# version 2\n")
+    machine.data_root(study, True, None)
+    again = machine.state(folder)
+    assert [file[0] for file in again] == [file[0] for file in first]
+    assert all(new[2] > old[2] for new, old in zip(again, first, strict=True)), "all made anew"
 
 
 def test_an_interrupted_study_goes_on(toy, counter):
