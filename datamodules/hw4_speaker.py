@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules import speaker_folder
+from datamodules import speaker_folder, speaker_recordings
 from datamodules.audio import MELS
 from datamodules.base import ClassifierData, Facts, Fold
 from datamodules.errors import DataError
@@ -153,7 +153,7 @@ class SpeakerData(ClassifierData):
     @classmethod
     def prepare(cls, folder: Path, source: Path | None = None, split: Part = "train") -> list[Path]:
         """Turn recordings, in a folder a speaker or listed in a testdata.json, into the course's layout."""
-        return speaker_folder.prepare_recordings(source or folder, folder / "prepared", split)
+        return speaker_recordings.prepare_recordings(source or folder, folder / "prepared", split)
 
     def setup(self, stage: str) -> None:
         """Open what the stage needs, cut the folds and find the facts."""
