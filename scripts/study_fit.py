@@ -21,8 +21,17 @@ class Errors(NamedTuple):
     held_out: float
 
 
-def fit(module: LightningModule, data: LightningDataModule, epochs: int, callbacks: Iterable[Callback] = ()) -> Trainer:
-    """Train on the CPU without files, bars or words."""
+def fit(
+    module: LightningModule,
+    data: LightningDataModule,
+    epochs: int,
+    callbacks: Iterable[Callback] = (),
+    accelerator: str = "cpu",
+) -> Trainer:
+    """Train without files, bars or words; afterwards the module is on the CPU.
+
+    The accelerator "auto" is a GPU where there is one: for settings that keep a CPU busy for hours.
+    """
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -30,7 +39,7 @@ def fit(module: LightningModule, data: LightningDataModule, epochs: int, callbac
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trainer = Trainer(
-                max_epochs=epochs, accelerator="cpu", callbacks=list(callbacks), logger=False,
+                max_epochs=epochs, accelerator=accelerator, devices=1, callbacks=list(callbacks), logger=False,
                 enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
                 use_distributed_sampler=False,
                 limit_val_batches=0,  # studies judge what they need at the end

@@ -42,11 +42,13 @@ class Size:
     layers: int = 2
     dropout: float = 0.0
     rate: float = 5e-3
+    accelerator: str = "cpu"
+    """See `fit`."""
 
 
 REAL = Size(
     vocabulary=8000, folds=100, judged=500, max_tokens=2048, epochs=6, d_model=256, d_ff=1024, layers=3, dropout=0.1,
-    rate=1e-3,
+    rate=1e-3, accelerator="auto",
 )  # fmt: skip
 """As configs/hw5_translation/tiny.yaml, for half as many epochs."""
 
@@ -133,7 +135,7 @@ def trained(
     module = kind(
         partial(torch.optim.AdamW, lr=size.rate, betas=(0.9, 0.98), fused=True), net, label_smoothing=smoothing
     )
-    fit(module, data, size.epochs, [WarmupScheduler(schedule, warmup=0.1), *callbacks])
+    fit(module, data, size.epochs, [WarmupScheduler(schedule, warmup=0.1), *callbacks], size.accelerator)
     return module.eval()
 
 
@@ -170,6 +172,7 @@ def judge_translator(
     pad, bos, _ = module.ends[:3]
     total, count, bleu = 0.0, 0, CorpusScore("bleu", module.language)
     for batch in data.val_dataloader():
+        batch = module.transfer_batch_to_device(batch, module.device, 0)
         rows = part(batch)
         if not rows.any():
             continue

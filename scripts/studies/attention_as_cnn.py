@@ -48,6 +48,8 @@ class Settings:
     batch_size: int = 128
     rate: float = 3e-3
     sharpness: tuple[float, ...] = (0.5, 1, 2, 5, 10, 20, 50)
+    accelerator: str = "cpu"
+    """See `fit`."""
 
 
 # a convolution made of heads
@@ -203,7 +205,7 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
             torch.manual_seed(seed)
             module = FoodClassifier(partial(torch.optim.AdamW, lr=settings.rate, fused=True), net)
             data = Examples(x[:size], y[:size], facts, settings.steps, settings.batch_size, seed)
-            fit(module, data, 1, [WarmupScheduler("cosine", warmup=0.1)])
+            fit(module, data, 1, [WarmupScheduler("cosine", warmup=0.1)], settings.accelerator)
             found["accuracy"][name].append(share_right(module, new, answers))
             found["train"][name].append(share_right(module, x[:size][:JUDGED_TRAIN], y[:size][:JUDGED_TRAIN]))
             found["parameters"][name] = sum(p.numel() for p in module.parameters())
@@ -297,7 +299,7 @@ STUDY = Study(
     quick=Settings(),
     full=Settings(
         sizes=(200, 1000, 5000, 9000), photos=True, side=64, patch=8, d_model=128, layers=4,
-        channels=(32, 64, 128, 256), steps=3000, rate=1e-3,
+        channels=(32, 64, 128, 256), steps=3000, rate=1e-3, accelerator="auto",
     ),
     run=run,
     judge=judge,

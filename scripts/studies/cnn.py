@@ -31,6 +31,7 @@ class Settings:
         pooled_side, channels, pooled_epochs: Of the images that the CNN sees, of its blocks, and of its fits.
         rate: Adam's.
         batch: Images of a step.
+        accelerator: See `fit`.
     """
 
     side: int = 16
@@ -41,6 +42,7 @@ class Settings:
     pooled_epochs: int = 15
     rate: float = 1e-3
     batch: int = 32
+    accelerator: str = "cpu"
 
 
 def receptive_fields(channels: int, side: int, kernel: int, stride: int, padding: int) -> Tensor:
@@ -160,7 +162,7 @@ def accuracies(settings: Settings, net: Any, side: int, epochs: int, seed: int, 
     torch.manual_seed(seed)
     module: Any = FoodClassifier(partial(torch.optim.Adam, lr=settings.rate), net)
     data: Any = FoodData(str(root), seed=seed, folds=3, image_size=side, batch_size=settings.batch)
-    fit(module, data, epochs)
+    fit(module, data, epochs, accelerator=settings.accelerator)
     return accuracy(module, data.train_dataloader()), accuracy(module, data.val_dataloader())
 
 
@@ -262,7 +264,8 @@ STUDY = Study(
     code=("scripts/studies/cnn.py:as_matrix", "scripts/studies/cnn.py:ImageLayer", "modules/nets/cnn.py:CNN"),
     quick=Settings(),
     full=Settings(
-        side=32, filters=16, epochs=30, pooled_side=64, channels=(32, 64, 128, 128), pooled_epochs=30, batch=64
+        side=32, filters=16, epochs=30, pooled_side=64, channels=(32, 64, 128, 128), pooled_epochs=30, batch=64,
+        accelerator="auto",
     ),
     run=run,
     judge=judge,
@@ -270,4 +273,4 @@ STUDY = Study(
     table=table,
     data="hw3_food",
     seeds=5,
-)
+)  # fmt: skip

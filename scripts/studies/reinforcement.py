@@ -114,7 +114,8 @@ def either_way(settings: Settings, seed: int, root: Path) -> Measurements:
         watch = Watch(data, at)
         module.load_state_dict(first)
         module.objective = objective
-        fit(module.train(), data, settings.steps, [watch])  # it stops the last epoch in time
+        # it stops the last epoch in time
+        fit(module.train(), data, settings.steps, [watch], settings.size.accelerator)
         found[name] = watch.found | {"seconds": float(np.median(watch.seconds))}
     return found
 

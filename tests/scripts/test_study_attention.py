@@ -212,7 +212,7 @@ def test_losses_are_the_cross_entropy_of_the_next_word(translator, batch):
         assert right[row, :length].tolist() == said
 
 
-def test_judging_is_sacrebleu_s_and_the_mean_of_all_tokens(translator):
+def test_judging_is_sacrebleu_s_and_the_mean_of_all_tokens(translator, monkeypatch):
     module, data, _ = translator
     batches = list(data.val_dataloader())
     said = [line for b in batches for line in module.translate(b["source"], 1)]
@@ -227,7 +227,12 @@ def test_judging_is_sacrebleu_s_and_the_mean_of_all_tokens(translator):
             logits = module.net(b["source"], read_before(b["target"], 2), b["source"] != 0)
         losses.append(F.cross_entropy(logits.flatten(0, 1), b["target"].flatten(), ignore_index=0, reduction="sum"))
     count = sum(int((b["target"] != 0).sum()) for b in batches)
+    moved = []
+    monkeypatch.setattr(
+        module, "transfer_batch_to_device", lambda batch, device, _: moved.append((len(batch["row"]), device)) or batch
+    )
     found = judge_translator(module, data)
+    assert moved == [(len(b["row"]), module.device) for b in batches], "to where the net is"
     assert found.bleu == pytest.approx(wanted, abs=1e-3)
     assert found.loss == pytest.approx(float(sum(losses)) / count, rel=1e-4)
 

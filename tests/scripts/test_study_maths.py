@@ -175,6 +175,14 @@ def test_the_best_epoch_is_kept_of_those_after_1_2_4_and_the_last(covid, monkeyp
     assert not list(held_out), "judged four times"
 
 
+def test_a_fit_takes_the_accelerator_it_is_given(covid):
+    module = regressor(torch.optim.SGD, 0.0, hidden=[2])
+    with pytest.raises(ValueError, match="abacus"):
+        fit(module, CovidData(str(covid)), 1, accelerator="abacus")
+    fit(module, CovidData(str(covid)), 1, accelerator="auto")
+    assert module.device.type == "cpu", "afterwards"
+
+
 def test_errors_and_curves_of_a_fit(covid):
     data = CovidData(str(covid), batch_size=512, members=2)
     module, curve = regressor(torch.optim.AdamW, 0.01, hidden=[8]), Curve()
