@@ -126,7 +126,7 @@ def mask_predict(
     Returns:
         For every sentence its candidates, the highest score first: mean log-probability of the words, each when it was
         said, and of their number, which counts as one more word as it does in training; by a rescorer that of words
-        and EOS. By their words alone (Ghazvininejad et al. 2019) lengths that are too short win too often.
+        and EOS. By their words alone (Ghazvininejad et al. 2019) too short a length may win: docs/hw5_decoding.md.
     """
     limits = torch.tensor([n - 1 for n in ends.limits([net], source, mask)], device=source.device).clamp(min=1)
     memory = net.encode(source, mask)

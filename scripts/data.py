@@ -66,7 +66,9 @@ def main(args: list[str]) -> int:
         "root", nargs="?", type=Path, help="data folder with one sub-folder a homework "
         "(default: $LEEML_DATA, else data/ in the project)",
     )  # fmt: skip
-    parser.add_argument("--data.root", dest="also", type=Path, help="the same, as the other commands call it")
+    parser.add_argument(
+        "--data.root", dest="also", metavar="DIR", type=Path, help="the same, as the other commands call it"
+    )
     if verb == "sample":
         parser.add_argument("--seed", type=int, default=0)
         parser.add_argument("--if_empty", action="store_true", help="do nothing where the homework has data already")
@@ -74,7 +76,7 @@ def main(args: list[str]) -> int:
         parser.add_argument("--edition", help="2021, 2022 or 2023 (default: all)")
     if verb == "prepare":
         parser.add_argument("--source", type=Path, help="file or folder with the raw data (default: the data folder)")
-        if named := next((arg for arg in args[2:] if not arg.startswith("-")), None):
+        if named := next((arg for arg in args[2:] if arg in homeworks()), None):
             add_options(parser, data_class(named).prepare)
     own = parser.parse_intermixed_args(args[2:])  # the folder may come after the flags
     cls = data_class(own.homework)

@@ -10,13 +10,13 @@ import json
 import os
 import pkgutil
 import re
-import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
@@ -86,8 +86,8 @@ def state(folder: Path) -> list[tuple[str, int, int]]:
 def kept_file(name: str, study: Study[Any], settings: Any, seed: int, root: Path) -> Path:
     """Where a measurement is kept: its name tells settings, seed, data, and the code of study and idea.
 
-    Code of the study are its file, the idea's, and what studies share; what these use in turn is not looked at: after a
-    change there, delete the folder.
+    Code of the study are its file, the idea's, and what studies share, and all of datamodules/ where the data is
+    generated; what these use in turn is not looked at: after a change there, delete the folder.
     """
     from torch import __version__
 
@@ -141,21 +141,35 @@ def measure(name: str, study: Study[Any], settings: Any, seed: int, root: Path) 
 
 
 def data_root(study: Study[Any], quick: bool, root: Path | None) -> Path:
-    """Root of the study's data: the user's for full; for quick generated, kept in the cache until our code changes."""
+    """Root of the study's data: the user's for full; for quick generated, and kept in the cache until our code changes.
+
+    It is made beside its place and moved there, so that it is whole, also where two processes make it at once.
+    """
     from datamodules.base import PROJECT, default_root
     from datamodules.cache import cache_folder
 
     if not quick:
         return (root or default_root()).expanduser()
-    made = cache_folder() / "studies" / "samples"
-    if study.data is not None:
-        folder, told = made / study.data / "sample", made / study.data / "code"
-        code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted((PROJECT / "datamodules").glob("*.py"))))
-        if not (told.is_file() and told.read_text() == code.hexdigest()):
-            shutil.rmtree(folder, ignore_errors=True)
-            data_class(study.data).sample(folder)
-            write_text(told, code.hexdigest())
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted((PROJECT / "datamodules").glob("*.py"))))
+    made = cache_folder() / "studies" / "samples" / code.hexdigest()[:32]
+    if study.data is not None and not (made / study.data).is_dir():
+        made.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=made, prefix=".") as scratch:
+            data_class(study.data).sample(Path(scratch) / study.data / "sample")
+            try:
+                os.rename(Path(scratch) / study.data, made / study.data)
+            except OSError:
+                if not (made / study.data).is_dir():  # else another process was first
+                    raise
     return made
+
+
+def takes_gpu(settings: Any) -> bool:
+    """Whether some fit of a study has the accelerator "auto", and there is a GPU."""
+    import torch
+
+    parts = (settings, getattr(settings, "size", None))
+    return any(getattr(part, "accelerator", "") == "auto" for part in parts) and torch.cuda.is_available()
 
 
 def attempt(name: str, quick: bool, seed: int, root: Path) -> tuple[Measurements, float] | DataError:
@@ -172,14 +186,15 @@ def run_studies(
 ) -> tuple[list[Outcome], dict[str, str]]:
     """Outcomes in the order of the notes; studies without their data are left out and named, with the reason.
 
-    As many seeds are measured at a time as there are cores.
+    As many seeds are measured at a time as there are cores; one by one where they would share a GPU.
     """
     plans = dict(sorted(((name, load(name)) for name in chosen), key=lambda plan: plan[1].number))
     places = {name: data_root(study, quick, root) for name, study in plans.items()}
     tasks = [(name, quick, seed, places[name]) for name, study in plans.items() for seed in range(seeds or study.seeds)]
     kept = [kept_file(name, plans[name], plans[name].settings(quick), seed, place) for name, _, seed, place in tasks]
     missing = sum(not path.is_file() for path in kept)
-    workers = Parallel(n_jobs=max(1, min(cpu_count(), missing)), return_as="generator")
+    at_once = 1 if any(takes_gpu(study.settings(quick)) for study in plans.values()) else min(cpu_count(), missing)
+    workers = Parallel(n_jobs=max(1, at_once), return_as="generator")
     found: dict[str, list[tuple[Measurements, float]]] = {name: [] for name in plans}
     left_out = {}
     with tqdm(total=len(tasks), unit="seed", file=sys.stderr) as bar:

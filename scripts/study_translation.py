@@ -50,7 +50,7 @@ REAL = Size(
     vocabulary=8000, folds=100, judged=500, max_tokens=2048, epochs=6, d_model=256, d_ff=1024, layers=3, dropout=0.1,
     rate=1e-3, accelerator="auto",
 )  # fmt: skip
-"""As configs/hw5_translation/tiny.yaml, for half as many epochs."""
+"""The net of configs/hw5_translation/tiny.yaml, trained for about as long."""
 
 
 class Judged(NamedTuple):

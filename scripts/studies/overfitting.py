@@ -68,7 +68,7 @@ class Noisy(Callback):
 
 
 class BestHeldOut(Callback):
-    """Early stopping, seen from its end: the errors after 1, 2, 4, 8 ... or all epochs, the least of those held out."""
+    """Early stopping, seen from its end: errors where the held-out one is least, of 1, 2, 4, 8 ... or all epochs."""
 
     def __init__(self) -> None:
         self.best = Errors(float("inf"), float("inf"))
@@ -214,7 +214,7 @@ STUDY = Study(
     source="Lecture 2 of 2021; Geman et al. 1992, Neural Computation 4",
     idea="A net with more freedom than the rows can pin down does as it likes between them. Each remedy takes freedom "
     "away or adds rows. Where the held-out rows come from other states or later days, the model has not overfitted: "
-    "it was never told. Early stopping is shown at its best, chosen by the very rows it is judged on. For a table, "
+    "it was never told. Early stopping chooses among a few epochs, by the very rows it is judged on. For a table, "
     "augmentation is noise in the inputs.",
     formula="gap = L<sub>held out</sub> / L<sub>train</sub>",
     varies="hidden units, rows to train on, remedy, and how HW1's rows are held out",

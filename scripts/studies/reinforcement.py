@@ -59,6 +59,13 @@ def halves(module: Translator, data: TranslationData) -> dict[str, list[float]]:
     return {"loss": list(losses), "bleu": list(scores)}
 
 
+def now(module: LightningModule) -> float:
+    """Seconds, when all is done that the module was asked for."""
+    if module.device.type == "cuda":
+        torch.cuda.synchronize(module.device)
+    return time.perf_counter()
+
+
 class Watch(Callback):
     """What held-out pairs say before a training and at some steps, the last of which ends it; and what a step takes."""
 
@@ -79,13 +86,13 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock."""
-        self._began = time.perf_counter()
+        self._began = now(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop the clock; look, where it is time."""
-        self.seconds.append(time.perf_counter() - self._began)
+        self.seconds.append(now(pl_module) - self._began)
         if trainer.global_step in self.at:
             self._look(trainer, pl_module)
         trainer.should_stop = trainer.global_step == max(self.at)
@@ -131,7 +138,7 @@ def chosen(found: Measurements) -> tuple[float, float]:
     The mean of both halves: no score is taken on pairs that chose it.
     """
     loss, bleu = (np.concatenate([found[name][key] for name in GOES_ON]) for key in ("loss", "bleu"))  # (looks, 2)
-    scores = [(bleu[bleu[:, half].argmax(), 1 - half], bleu[loss[:, half].argmin(), 1 - half]) for half in range(2)]
+    scores = [(bleu[bleu[:, here].argmax(), 1 - here], bleu[loss[:, here].argmin(), 1 - here]) for here in range(2)]
     by_bleu, by_loss = np.mean(scores, axis=0)
     return float(by_bleu), float(by_loss)
 
@@ -211,7 +218,7 @@ STUDY = Study(
         "modules/objectives.py:PolicyGradient",
         "modules/sentence_reward.py:SentenceReward",
         "modules/hw5_translation.py:Translator._sequence_loss",
-        "scripts/studies/reinforcement.py:halves",
+        "scripts/study_translation.py:judge_translator",
         "scripts/study_translation.py:trained",
     ),
     quick=Settings(

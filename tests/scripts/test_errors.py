@@ -319,6 +319,11 @@ def test_one_folder_for_data(data, tmp_path):
     assert_fails(tmp_path, "data", "sample", "hw1_covid", data, "--data.root", tmp_path, says=["two data folders"])
 
 
+def test_the_homework_may_stand_behind_the_flags(tmp_path):
+    line = ["--data.root", tmp_path, "hw4_speaker", "--split", "test", "--source", tmp_path / "none"]
+    assert_fails(tmp_path, "data", "prepare", *line, says=["none: no such folder"])
+
+
 @pytest.mark.parametrize(("homework", "prepares"), [("hw1_covid", False), ("hw2_phoneme", True), ("hw4_speaker", True)])
 def test_who_can_prepare_raw_files_says_so(tmp_path, homework, prepares):
     with pytest.raises(DataError) as caught:

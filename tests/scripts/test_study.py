@@ -189,19 +189,40 @@ def test_a_study_without_data_does_not_mind_where_data_lies_one_with_data_does(t
     assert len(counter.runs) == 5, "once for each state of the data"
 
 
-def test_a_sample_is_kept_until_the_code_that_made_it_changes(toy, counter, monkeypatch):
+def test_a_sample_is_kept_until_the_code_that_made_it_changes(toy, counter):
     study = toy_study(counter, data="hw1_covid")
-    folder = machine.data_root(study, True, None) / "hw1_covid"
-    first = machine.state(folder)
-    assert CovidData.has_files(folder / "sample")
-    machine.data_root(study, True, None)
-    assert machine.state(folder) == first
+    root = machine.data_root(study, True, None)
+    first = machine.state(root)
+    assert CovidData.has_files(root / "hw1_covid" / "sample")
+    assert machine.data_root(study, True, None) == root
+    assert machine.state(root) == first
     (toy / "datamodules").mkdir()
     (toy / "datamodules" / "hw1_covid.py").write_text("# version 2\n")
-    machine.data_root(study, True, None)
-    again = machine.state(folder)
-    assert [file[0] for file in again] == [file[0] for file in first]
-    assert all(new[2] > old[2] for new, old in zip(again, first, strict=True)), "all made anew"
+    again = machine.data_root(study, True, None)
+    assert again != root
+    assert [file[0] for file in machine.state(again)] == [file[0] for file in first]
+
+
+def test_a_sample_appears_whole_and_the_first_of_two_stays(toy, counter, monkeypatch):
+    study, made = toy_study(counter, data="hw1_covid"), []
+
+    class Sampled(CovidData):
+        @staticmethod
+        def sample(folder, seed=0):
+            made.append(folder)
+            CovidData.sample(folder, seed)
+            if len(made) == 1:
+                raise KeyboardInterrupt
+            if len(made) == 2:  # another process, which is faster
+                machine.data_root(study, True, None)
+
+    monkeypatch.setattr(machine, "data_class", lambda name: Sampled)
+    with pytest.raises(KeyboardInterrupt):
+        machine.data_root(study, True, None)
+    root = machine.data_root(study, True, None)
+    assert len(made) == 3
+    assert CovidData.has_files(root / "hw1_covid" / "sample")
+    assert [path.name for path in root.iterdir()] == ["hw1_covid"], "nothing else is left"
 
 
 def test_an_interrupted_study_goes_on(toy, counter):
@@ -232,6 +253,15 @@ def test_seeds_side_by_side_give_what_they_give_one_by_one(monkeypatch, tmp_path
         found.append(outcomes[0].measurements)
     assert found[0] == found[1]
     assert found[0][0] != found[0][1], "in the order of seeds"
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("name", machine.names())
+def test_seeds_share_a_gpu_one_by_one(monkeypatch, name, there):
+    study = machine.load(name)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    assert not machine.takes_gpu(study.quick)
+    assert machine.takes_gpu(study.full) == (there and study.data in ("hw3_food", "hw5_translation"))
 
 
 def test_a_study_that_lacks_its_data_does_not_stop_the_others(toy, counter, monkeypatch):

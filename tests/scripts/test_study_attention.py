@@ -292,6 +292,14 @@ TINY = {
 }
 
 
+@pytest.mark.parametrize("name", ["attention_as_cnn", "cross_attention", "scheduled_sampling"])
+def test_nets_take_their_accelerator(name, few_pairs):
+    other = {"size": replace(SMALL, accelerator="abacus")} if "size" in TINY[name] else {"accelerator": "abacus"}
+    study = machine.load(name)
+    with pytest.raises(ValueError, match="abacus"):
+        study.run(replace(study.quick, **TINY[name] | other), 0, few_pairs)
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_a_study_runs_is_judged_drawn_and_told(name, few_pairs, monkeypatch, tmp_path):
     monkeypatch.setenv("LEEML_CACHE", str(tmp_path / "cache"))

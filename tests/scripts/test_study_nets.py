@@ -223,6 +223,11 @@ def test_accuracy_is_a_share_of_all_images():
     assert cnn.accuracy(nn.Identity(), batches) == pytest.approx(3 / 4)
 
 
+def test_the_cnn_takes_its_accelerator(root):
+    with pytest.raises(ValueError, match="abacus"):
+        cnn.run(replace(tiny("cnn"), accelerator="abacus"), 0, root)
+
+
 # all of them, end to end
 
 

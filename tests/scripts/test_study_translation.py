@@ -3,6 +3,7 @@
 import itertools
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -171,6 +172,17 @@ def test_both_ways_go_on_from_the_same_weights(few_pairs):
     with machine.seeded(0):
         module = trained(settings.size, data, 0, schedule="linear")
     assert np.mean(words["loss"][0]) == pytest.approx(judge_translator(module, data).loss, rel=0.1)
+
+
+def test_the_second_training_takes_the_accelerator_of_the_first(few_pairs, monkeypatch):
+    size = replace(TINY["reinforcement"]["size"], accelerator="abacus")
+    settings = replace(reinforcement.STUDY.quick, **TINY["reinforcement"] | {"pairs": 0, "size": size})
+    with pytest.raises(ValueError, match="abacus"):
+        reinforcement.run(settings, 0, few_pairs)
+    on_cpu = partial(trained, replace(size, accelerator="cpu"))
+    monkeypatch.setattr(reinforcement, "trained", lambda _, *args, **options: on_cpu(*args, **options))
+    with pytest.raises(ValueError, match="abacus"):
+        reinforcement.run(settings, 0, few_pairs)
 
 
 # both, end to end
