@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import Facts, Fold, HomeworkData
-from datamodules.covid_table import TARGET, CovidTable, day_keys, read_table, window_groups
-from datamodules.download import RemoteFile, fetch, google_drive
 from datamodules.errors import DataError
-from datamodules.sample import write_covid
+from datamodules.files.download import RemoteFile, fetch, google_drive
+from datamodules.generated import write_covid
 from datamodules.samplers import MemberBatchSampler, ResumableLoader
+from datamodules.tables.covid import TARGET, CovidTable, day_keys, read_table, window_groups
 
 Split = Literal["random", "interleaved", "state", "time", "grouped"]
 

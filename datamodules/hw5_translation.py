@@ -11,86 +11,23 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import Facts, Fold, HomeworkData
 from datamodules.errors import DataError, and_more
-from datamodules.parallel_text import TABLES, Bitext, find_bitext, is_pseudo, read_bitext
-from datamodules.sample import write_translation
+from datamodules.generated import write_translation
 from datamodules.samplers import LengthBucketSampler, ResumableLoader, length_buckets
-from datamodules.text import Language
-from datamodules.token_corpus import CleanPairs, TokenCorpus, clean_pairs, encode_pairs, trained_tokenizer
-from datamodules.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from datamodules.text.bitext import TABLES, Bitext, find_bitext, is_pseudo, read_bitext
+from datamodules.text.cleaning import Language
+from datamodules.text.corpus import CleanPairs, TokenCorpus, clean_pairs, encode_pairs, trained_tokenizer
+from datamodules.text.pairs import JudgedPairs, Pairs, Sources
+from datamodules.text.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
 TRAIN = ("train_dev.raw", "raw")  # what the course calls its files, before .en and .zh
 TEST = ("test.raw", "test", "test/test")
 JUDGED = 4096  # tokens of a batch of validation, test and prediction: their scores over the vocabulary need memory
 BARS = 12  # of the histogram of `leeml data describe`
 SIDES: tuple[Language, Language] = ("en", "zh")
-
-
-class Pairs(Dataset):
-    """Padded batches of pairs: source (B, S), target (B, T) and row (B,), all int64; tokens end in eos and then 0.
-
-    Args:
-        corpus: All pairs.
-        source: 0 where English is the source, 1 where it is Chinese.
-        longest: Tokens of a sentence, with eos; longer ones are cut.
-        multiple: Of S and T.
-        tagged: Pairs from this row on have `tag` before their source; None: none.
-        tag: Number of its piece.
-    """
-
-    def __init__(
-        self, corpus: TokenCorpus, source: int, longest: int, multiple: int, tagged: int | None = None, tag: int = PAD
-    ) -> None:
-        self.corpus, self.source, self.longest, self.multiple = corpus, source, longest, multiple
-        self.tagged, self.tag = tagged, tag
-
-    def __getitem__(self, rows: Tensor) -> dict[str, Any]:
-        index = rows.numpy()
-        first = None if self.tagged is None else np.where(index >= self.tagged, self.tag, PAD)
-        source = self.corpus.padded(index, self.source, self.longest, self.multiple, first)
-        return {
-            "source": source,
-            "target": self.corpus.padded(index, 1 - self.source, self.longest, self.multiple),
-            "row": rows,
-        }
-
-
-class JudgedPairs(Dataset):
-    """The same with what is compared: lists of strings text, reference and raw_reference, and quick (B,) bool.
-
-    text and raw_reference are lines as in the file; reference is the cleaned line as the tokenizer gives it back, which
-    is what the course's sample measures against.
-    """
-
-    def __init__(
-        self, pairs: Pairs, tokenizer: Tokenizer, lines: dict[int, tuple[str, str]], quick: np.ndarray
-    ) -> None:
-        self.pairs, self.tokenizer, self.lines, self.quick = pairs, tokenizer, lines, quick
-
-    def __getitem__(self, rows: Tensor) -> dict[str, Any]:
-        numbers = rows.tolist()
-        side = self.pairs.source
-        return self.pairs[rows] | {
-            "quick": torch.from_numpy(np.isin(rows.numpy(), self.quick)),
-            "text": [self.lines[row][side] for row in numbers],
-            "raw_reference": [self.lines[row][1 - side] for row in numbers],
-            "reference": self.tokenizer.decode([self.pairs.corpus.ids(row, 1 - side) for row in numbers]),
-        }
-
-
-class Sources(Dataset):
-    """Batches to translate: source (B, S) and row (B,)."""
-
-    def __init__(self, pairs: Pairs) -> None:
-        self.pairs = pairs
-
-    def __getitem__(self, rows: Tensor) -> dict[str, Tensor]:
-        pairs = self.pairs
-        return {"source": pairs.corpus.padded(rows.numpy(), pairs.source, pairs.longest, pairs.multiple), "row": rows}
 
 
 class TranslationData(HomeworkData):

@@ -17,10 +17,10 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from torchmetrics.text import WordErrorRate
 
 from modules.base import HomeworkModule
-from modules.decoding import viterbi
 from modules.nets.vocal_tract import VocalTract
 from modules.nets.window_mlp import WindowMLP
-from modules.pictures import class_accuracy, confusion_matrix, labelled_frames
+from modules.pictures.classifiers import class_accuracy, confusion_matrix, labelled_frames
+from modules.viterbi import viterbi
 
 SHOWN = 400  # frames of the utterance that is drawn, at most
 

@@ -14,9 +14,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from modules.base import HomeworkModule
 from modules.mixing import cutmix, mixup
-from modules.nets.grad_cam import grad_cam
 from modules.nets.resnet import ResNet
-from modules.pictures import class_accuracy, confusion_matrix, embedding, filters, heatmaps, sheet
+from modules.pictures.classifiers import class_accuracy, confusion_matrix, embedding, filters, heatmaps, sheet
+from modules.pictures.grad_cam import grad_cam
 
 KEPT = 512  # judged images kept for the pictures, or somewhat more: every n-th of each batch
 WORST = 24  # mistakes on a sheet

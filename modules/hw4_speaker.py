@@ -19,7 +19,7 @@ from modules.nets.embedder import Embedder
 from modules.nets.frame_encoders import TransformerFrames
 from modules.nets.margin import MarginSoftmax
 from modules.nets.pooling import POOLINGS
-from modules.pictures import attention_maps, confusion_matrix, embedding
+from modules.pictures.classifiers import attention_maps, confusion_matrix, embedding
 from modules.verification import EqualErrorRate
 
 KEPT = 600  # judged utterances kept for the picture of the embeddings

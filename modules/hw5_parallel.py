@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.ctc import alignment, collapse, ctc_losses, fits
 from modules.hw5_translation import Translator
-from modules.losses import smoothed_cross_entropy
 from modules.nets.parallel_seq2seq import LengthPredictor, UnknownWords, Upsampling
 from modules.nets.seq2seq import Memory, Seq2Seq, TransformerSeq2Seq
-from modules.parallel_decoding import Draft, ctc_paths, cut, long_outputs, long_states, mask_predict, refine
-from modules.parallel_pictures import drafts_grid
+from modules.pictures.drafts import drafts_grid
+from modules.translation.ctc import alignment, collapse, ctc_losses, fits
+from modules.translation.losses import smoothed_cross_entropy
+from modules.translation.parallel_search import Draft, ctc_paths, cut, long_outputs, long_states, mask_predict, refine
 
 
 def some(valid: Tensor, count: Tensor) -> Tensor:

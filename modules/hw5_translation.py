@@ -14,18 +14,18 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from modules.base import HomeworkModule
-from modules.decoding import Ends, beam_search, greedy
-from modules.detokenize import RESTORE, one_line
 from modules.first_weights import load_first_weights
-from modules.losses import smoothed_cross_entropy
 from modules.nets.recurrent_seq2seq import SourceAttention
 from modules.nets.seq2seq import Memory, Seq2Seq, TransformerSeq2Seq
 from modules.nets.transformer import DecoderLayer
 from modules.objectives import SequenceObjective
-from modules.scheduled_sampling import OwnWords, by_steps, in_passes
-from modules.sentence_reward import Score, SentenceReward
-from modules.translation_pictures import bleu_by_length, cross_attention_maps, position_similarity
-from modules.translation_scores import CorpusScore
+from modules.pictures.translators import bleu_by_length, cross_attention_maps, position_similarity
+from modules.translation.detokenize import RESTORE, one_line
+from modules.translation.losses import smoothed_cross_entropy
+from modules.translation.rewards import Score, SentenceReward
+from modules.translation.scheduled_sampling import OwnWords, by_steps, in_passes
+from modules.translation.scores import CorpusScore
+from modules.translation.search import Ends, beam_search, greedy
 
 SHOWN = 20  # samples of a validation
 DRAWN = 128  # positions in the picture of their similarity
@@ -44,7 +44,7 @@ class Translator(HomeworkModule):
         net: Called with the size of the vocabulary, a Seq2Seq. Default: TransformerSeq2Seq.
         label_smoothing: Share of the target spread evenly over the vocabulary.
         sampling: How the decoder reads its own words where `teacher_forcing` is below 1 (the ScheduledSampling callback
-            sets it): word by word, or in whole passes (modules/scheduled_sampling.py).
+            sets it): word by word, or in whole passes (modules/translation/scheduled_sampling.py).
         own_words: Which words of its own it reads.
         passes: Of the decoder, with sampling: passes.
         beam: Hypotheses kept in test and prediction.

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from modules.decoding import Ends, greedy, sample
 from modules.nets.seq2seq import Seq2Seq
-from modules.sentence_reward import Score
+from modules.translation.rewards import Score
+from modules.translation.search import Ends, greedy, sample
 
 Reward = Callable[[list[list[list[int]]]], Tensor]
 """For each of B sentences n outputs, tokens with or without EOS and padding -> (B, n), such as BLEU."""
@@ -82,7 +82,7 @@ class SequenceObjective(ABC):
         samples: n, outputs drawn for each sentence.
         weight: Of cross-entropy, from 0 to 1. Its gradient is some twenty times as long as that of a reward between 0
             and 1, hence the small default (GNMT has 0.017: Wu et al. 2016, arXiv 1609.08144).
-        reward: Of an output: bleu or chrf, from 0 to 1 (modules/sentence_reward.py).
+        reward: Of an output: bleu or chrf, from 0 to 1 (modules/translation/rewards.py).
         temperature: Divides the logits, in sampling and in the loss: the reward expected is that of such samples. Label
             smoothing leaves a flat distribution, whose samples earn far less than the greedy output at 1.
     """

@@ -1,93 +1,23 @@
 """leeml bench: speed and accuracy of a homework against plain references, in one process run, printed as ratios."""
 
 import argparse
-import contextlib
 import difflib
 import importlib
 import inspect
-import io
-import os
 import pkgutil
-import platform
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 
 import torch
 
 from datamodules.errors import DataError
 from scripts import benches
-from scripts.mistakes import UsageError
-
-
-def environment(threads: int) -> str:
-    """Device, threads and versions behind the figures."""
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    else:
-        info = Path("/proc/cpuinfo")
-        lines = info.read_text().splitlines() if info.is_file() else []
-        name = next(
-            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-        )
-        device = f"CPU ({name or platform.machine()}), {threads} threads"
-    names = ("torch", "torchvision", "lightning", "numpy", "pillow", "scikit-learn")
-    return f"{device}; Python {platform.python_version()}, " + ", ".join(f"{n} {version(n)}" for n in names)
-
-
-def medians(parts: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Median seconds of each part; the parts take turns, so that a slow moment of the machine hits all of them."""
-    times: dict[str, list[float]] = {name: [] for name in parts}
-    for turn in range(repeats + 1):
-        for name, part in parts.items():
-            start = time.perf_counter()
-            part()
-            if turn:  # the first turn warms up
-                times[name].append(time.perf_counter() - start)
-    return {name: median(values) for name, values in times.items()}
-
-
-@contextlib.contextmanager
-def empty_cache() -> Iterator[None]:
-    """A cache of its own, without the bars of building it."""
-    before = os.environ.get("LEEML_CACHE")
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        os.environ["LEEML_CACHE"] = folder
-        try:
-            yield
-        finally:
-            del os.environ["LEEML_CACHE"]
-            if before is not None:
-                os.environ["LEEML_CACHE"] = before
-
-
-def resident() -> dict[str, float]:
-    """MB in memory now: anonymous pages, pages of memory maps and of other files."""
-    sums, kind = {"anonymous": 0.0, "map": 0.0, "files": 0.0}, "files"
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        field, value = line.split(maxsplit=1)
-        if field[-1] != ":":
-            kind = "map" if line.endswith(".npy") else "files"
-        elif field == "Anonymous:":
-            sums["anonymous"] += int(value.split()[0]) / 1024
-            sums[kind] -= int(value.split()[0]) / 1024
-        elif field == "Rss:":
-            sums[kind] += int(value.split()[0]) / 1024
-    return sums
-
-
-def peak_memory() -> float:
-    """MB that this process had in memory at its most."""
-    status = Path("/proc/self/status").read_text()  # not getrusage, whose peak begins with that of the parent
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+from scripts.benches.tools import environment
+from scripts.cli.mistakes import UsageError
 
 
 def main(args: list[str]) -> int:
     """Run one homework's benchmark."""
-    known = [m.name for m in pkgutil.iter_modules(benches.__path__)]
+    known = [m.name for m in pkgutil.iter_modules(benches.__path__) if m.name.startswith("hw")]
     parser = argparse.ArgumentParser(prog="leeml bench", description=__doc__)
     parser.add_argument("homework", help=", ".join(known))
     parser.add_argument("--data.root", dest="root", type=Path, help="data folder with one sub-folder a homework")

@@ -1,37 +1,16 @@
 """leeml data: generate a sample, download what the course published, prepare raw files, or describe what is there."""
 
-import importlib
 import inspect
-import pkgutil
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-import datamodules
-from scripts.mistakes import Parser, UsageError, near
+from scripts.cli.homeworks import data_class, homeworks
+from scripts.cli.mistakes import Parser, UsageError
 
 if TYPE_CHECKING:
-    from datamodules.base import HomeworkData
-
-
-def homeworks() -> list[str]:
-    """Names of the homeworks, found by their files."""
-    return [m.name for m in pkgutil.iter_modules(datamodules.__path__) if m.name.startswith("hw")]
-
-
-def data_class(homework: str) -> "type[HomeworkData]":
-    """The HomeworkData defined in datamodules/<homework>.py."""
-    if homework not in homeworks():
-        hint = near(homework, homeworks(), 0.4) or f"; there are {', '.join(homeworks())}"
-        raise UsageError(f"no homework {homework!r}{hint}")
-    from datamodules.base import HomeworkData
-
-    module = importlib.import_module(f"datamodules.{homework}")
-    return next(
-        value for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, HomeworkData) and value.__module__ == module.__name__
-    )  # fmt: skip
+    pass
 
 
 def add_options(parser: Parser, prepare: Callable[..., Any]) -> None:

@@ -11,9 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from datamodules.hw5_translation import SIDES, TranslationData
-from scripts.mistakes import Parser, UsageError
-from scripts.run_folder import load_checkpoint
-from scripts.translate import Line, LineTranslator, add_options, from_config, parse, planned, whole_file, write_all
+from scripts.cli.mistakes import Parser, UsageError
+from scripts.run.checkpoint import from_config, load_checkpoint
+from scripts.translate import add_options, parse, planned
+from scripts.translation.chunks import write_all
+from scripts.translation.reading import Line
+from scripts.translation.translator import LineTranslator
+from scripts.translation.writing import whole_file
 
 REAL = ("--data.synthetic=null", "--data.synthetic_ratio=null", "--data.synthetic_only=false")
 

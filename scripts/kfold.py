@@ -17,9 +17,10 @@ from callbacks.submission import write_csv
 from datamodules.base import HomeworkData
 from datamodules.errors import DataError
 from modules.base import HomeworkModule
-from scripts.mistakes import Parser, UsageError
-from scripts.run_folder import RunFolder
-from scripts.train import LeemlCLI, find_config, known_classes, new_run, own_flags, run_cli
+from scripts.cli.config_parser import known_classes
+from scripts.cli.mistakes import Parser, UsageError
+from scripts.run.folder import RunFolder
+from scripts.train import LeemlCLI, find_config, new_run, own_flags, run_cli
 
 
 def predict_rows(cli: LeemlCLI, loader: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -5,25 +5,19 @@ import importlib
 import logging
 import math
 import os
-import pkgutil
 import shutil
 import sys
 import warnings
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.optim import Optimizer
 
-import callbacks
-import datamodules
-import modules
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint, RunCheckpointIO
 from callbacks.figures import Figures
 from callbacks.progress import RunProgress
@@ -33,17 +27,13 @@ from callbacks.wandb_record import has_key
 from datamodules.base import PROJECT, HomeworkData
 from datamodules.errors import DataError
 from modules.base import HomeworkModule
-from scripts.mistakes import Parser as MistakeParser
-from scripts.mistakes import UsageError, check_yaml, reword
-from scripts.run_folder import (
-    RunCSVLogger,
-    RunFolder,
-    RunRecord,
-    close_log,
-    load_checkpoint,
-    open_log,
-)
-from scripts.summary import show_summary
+from scripts.cli.config_parser import Parser, known_classes
+from scripts.cli.mistakes import Parser as MistakeParser
+from scripts.cli.mistakes import UsageError, check_yaml
+from scripts.cli.summary import show_summary
+from scripts.run.checkpoint import load_checkpoint
+from scripts.run.folder import RunFolder
+from scripts.run.records import RunCSVLogger, RunRecord, close_log, open_log
 
 NOISE = (
     ".*does not have many workers",
@@ -52,34 +42,6 @@ NOISE = (
     "Couldn't infer",
     "The dirpath",
 )
-
-
-class Parser(LightningArgumentParser):
-    """Says a mistake in one line, suggests the nearest key, and takes no shortened flags."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise; inner parsers as they are, because jsonargparse tries one type after the other."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        bases: list[type] = [HomeworkModule, HomeworkData, Callback, Optimizer, Logger]
-        for base in bases:
-            bases += base.__subclasses__()
-        keys = [a.dest for p in (self, *self._subparsers_of()) for a in p._actions]
-        raise reword(message, keys, [c.__name__ for c in bases]) from ex
-
-    def _subparsers_of(self) -> list["Parser"]:
-        return list(self._subcommands_action.choices.values()) if self._subcommands_action else []
-
-
-def known_classes() -> None:
-    """Import all that configs may name by short names."""
-    for package in (modules, datamodules, callbacks):
-        for found in pkgutil.iter_modules(package.__path__):
-            if not found.ispkg and (package is callbacks or found.name.startswith("hw")):
-                importlib.import_module(f"{package.__name__}.{found.name}")
 
 
 class LeemlCLI(LightningCLI):

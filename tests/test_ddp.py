@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from callbacks.figures import read_metrics
-from datamodules.libriphone import Utterance, write_layout
-from datamodules.sample import write_covid, write_food, write_speakers, write_translation
+from datamodules.generated import write_covid, write_food, write_speakers, write_translation
+from datamodules.speech.libriphone import Utterance, write_layout
 
 FOOD = """\
 model:

@@ -10,12 +10,12 @@ from torchvision.transforms import v2
 
 from callbacks.scheduled_sampling import ScheduledSampling
 from callbacks.warmup import WarmupScheduler
+from datamodules.generated import write_covid, write_food, write_phonemes, write_speakers, write_translation
 from datamodules.hw1_covid import CovidData
 from datamodules.hw2_phoneme import PhonemeData
 from datamodules.hw3_food import FoodData
 from datamodules.hw4_speaker import SpeakerData
 from datamodules.hw5_translation import TranslationData
-from datamodules.sample import write_covid, write_food, write_phonemes, write_speakers, write_translation
 from modules.hw1_covid import CovidRegressor
 from modules.hw2_phoneme import PhonemeClassifier
 from modules.hw3_food import FoodClassifier

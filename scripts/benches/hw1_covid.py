@@ -22,7 +22,7 @@ from datamodules.base import PROJECT, default_root
 from datamodules.hw1_covid import CovidData
 from modules.hw1_covid import CovidRegressor
 from scripts import kfold
-from scripts.bench import medians
+from scripts.benches.tools import medians
 
 EPOCHS, MEMBERS = 100, 32
 BATCH = 270  # the sample's of 2021, with its network 93-64-1 and SGD

@@ -26,14 +26,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from datamodules.base import PROJECT
 from datamodules.errors import DataError
 from datamodules.hw2_phoneme import PhonemeData
-from datamodules.libriphone import Utterance, write_layout
-from datamodules.packed import Packed, windows
 from datamodules.samplers import LengthBucketSampler
+from datamodules.speech.libriphone import Utterance, write_layout
+from datamodules.speech.packed import Packed, windows
 from modules.hw2_phoneme import PhonemeClassifier
 from modules.nets.mlp import Activation
 from modules.nets.window_mlp import WindowMLP
 from scripts import kfold
-from scripts.bench import empty_cache, peak_memory, resident
+from scripts.benches.tools import empty_cache, peak_memory, resident
 
 CONFIGS = PROJECT / "configs" / "hw2_phoneme"
 WINDOW = 11  # frames, 429 numbers: the sample's of 2021

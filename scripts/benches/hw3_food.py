@@ -39,8 +39,8 @@ from datamodules.hw3_food import FoodData
 from modules.hw3_food import FoodClassifier
 from modules.nets.cnn import CNN
 from modules.nets.resnet import ResNet
-from scripts.bench import empty_cache, medians, peak_memory, resident
-from scripts.summary import collect
+from scripts.benches.tools import empty_cache, medians, peak_memory, resident
+from scripts.cli.summary import collect
 from scripts.train import run_cli
 
 CONFIGS = PROJECT / "configs" / "hw3_food"

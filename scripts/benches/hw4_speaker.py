@@ -30,12 +30,12 @@ from callbacks.warmup import WarmupScheduler
 from datamodules.base import PROJECT
 from datamodules.errors import DataError
 from datamodules.hw4_speaker import SpeakerData
-from datamodules.packed import pack
-from datamodules.speaker_folder import read_mel
+from datamodules.speech.packed import pack
+from datamodules.speech.speaker_folder import read_mel
 from modules.hw4_speaker import SpeakerClassifier
 from modules.nets.frame_encoders import TransformerFrames
-from scripts.bench import empty_cache, medians
-from scripts.summary import collect
+from scripts.benches.tools import empty_cache, medians
+from scripts.cli.summary import collect
 from scripts.train import run_cli
 
 CONFIGS = PROJECT / "configs" / "hw4_speaker"

@@ -24,18 +24,18 @@ from torch.utils.data import DataLoader
 from datamodules.base import PROJECT
 from datamodules.errors import DataError
 from datamodules.hw5_translation import TranslationData
-from modules.decoding import beam_search
 from modules.hw5_parallel import MaskedTranslator, OneShotTranslator, ParallelTranslator
 from modules.hw5_translation import Translator
 from modules.nets.positions import SinusoidalPositions
 from modules.nets.seq2seq import Seq2Seq, TransformerSeq2Seq
-from modules.parallel_decoding import repeated_share
-from modules.translation_scores import CorpusScore
-from scripts.bench import empty_cache, medians
-from scripts.run_folder import RunFolder, load_checkpoint
-from scripts.summary import collect
+from modules.translation.parallel_search import repeated_share
+from modules.translation.scores import CorpusScore
+from modules.translation.search import beam_search
+from scripts.benches.tools import empty_cache, medians
+from scripts.cli.summary import collect
+from scripts.run.checkpoint import from_config, load_checkpoint, load_model
+from scripts.run.folder import RunFolder
 from scripts.train import run_cli
-from scripts.translate import from_config, load_model
 
 CONFIGS = PROJECT / "configs" / "hw5_translation"
 SIZES: dict[str, Any] = {"d_model": 256, "heads": 4, "d_ff": 1024, "layers": 3}  # of tiny.yaml

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scripts.evidence import Finding, Measurements, Study, Table, across, effect, fact, mean_and_spread
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, across, effect, fact, mean_and_spread
 
 Rule = Callable[[Tensor], Tensor]
 """Gradient of a step -> what is added to the parameters; it remembers what it saw."""

@@ -23,9 +23,9 @@ from modules.nets.attention import MultiHeadAttention
 from modules.nets.cnn import CNN
 from modules.nets.frame_encoders import TransformerFrames
 from modules.nets.pooling import MeanPooling
-from scripts.evidence import Finding, Measurements, Study, Table, across, effect, fact, mean_and_spread
-from scripts.study_examples import Examples
-from scripts.study_fit import fit
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, across, effect, fact, mean_and_spread
+from scripts.studies.lab.examples import Examples
+from scripts.studies.lab.fit import fit
 
 NETS = ("CNN", "self-attention")
 JUDGED_TRAIN = 1000  # training images that are judged, too, at most

@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from datamodules.hw5_translation import TranslationData
-from datamodules.tokenizer import PAD
-from modules.decoding import greedy
+from datamodules.text.tokenizer import PAD
 from modules.hw5_parallel import MaskedTranslator, OneShotTranslator
 from modules.hw5_translation import Translator
-from modules.parallel_decoding import mask_predict, repeated_share
-from scripts.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
-from scripts.study_translation import REAL, Size, corpus, small_language, trained, write_pairs
+from modules.translation.parallel_search import mask_predict, repeated_share
+from modules.translation.search import greedy
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
+from scripts.studies.lab.translation import REAL, Size, corpus, small_language, trained, write_pairs
 
 TOGETHER = 50  # sentences of a batch
 ONCE: dict[str, type[Translator]] = {"word by word": Translator, "one shot": OneShotTranslator}
@@ -258,9 +258,9 @@ STUDY = Study(
     varies="how words are said, and in how many orders the corpus says them; the same sources, as many steps",
     code=(
         "modules/hw5_parallel.py:MaskedTranslator",
-        "modules/parallel_decoding.py:mask_predict",
-        "modules/parallel_decoding.py:repeated_share",
-        "scripts/study_translation.py:trained",
+        "modules/translation/parallel_search.py:mask_predict",
+        "modules/translation/parallel_search.py:repeated_share",
+        "scripts/studies/lab/translation.py:trained",
     ),
     quick=Settings(Size(vocabulary=320, layers=1, epochs=5)),
     full=Settings(REAL, pairs=0, orders=(1,), iterations=(1, 4, 10)),

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from datamodules.hw2_phoneme import PhonemeData
 from modules.hw2_phoneme import PhonemeClassifier
 from modules.nets.window_mlp import WindowMLP
-from scripts.evidence import Finding, Measurements, Study, Table, across, effect, fact, mean_and_spread
-from scripts.study_fit import fit
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, across, effect, fact, mean_and_spread
+from scripts.studies.lab.fit import fit
 
 WAYS = ("plain", "batch norm")
 

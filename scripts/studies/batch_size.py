@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from callbacks.critical_points import curvature, hessian_product
+from callbacks.curvature import curvature, hessian_product
 from datamodules.hw1_covid import CovidData
-from scripts.evidence import Finding, Measurements, Study, Table, across, effect, mean_and_spread
-from scripts.study_fit import errors, fit, regressor, rows
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, across, effect, mean_and_spread
+from scripts.studies.lab.fit import errors, fit, regressor, rows
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ STUDY = Study(
     "steps, so the held-out error is also judged as a multiple of the training error.",
     formula="g = (1/B) Σ<sub>i ∈ batch</sub> ∇L<sub>i</sub>; sharpness: the largest λ of H u = λ u",
     varies="rows in a batch; the same epochs, network and rate (HW1)",
-    code=("callbacks/critical_points.py:lanczos", "datamodules/samplers.py:MemberBatchSampler"),
+    code=("callbacks/curvature.py:lanczos", "datamodules/samplers.py:MemberBatchSampler"),
     quick=Settings(),
     full=Settings(epochs=100, edition="2021"),
     run=run,

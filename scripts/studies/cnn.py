@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from datamodules.hw3_food import FoodData
 from modules.hw3_food import FoodClassifier
 from modules.nets.cnn import CNN
-from scripts.evidence import Finding, Measurements, Study, Table, effect, fact, mean_and_spread
-from scripts.study_fit import fit
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, fact, mean_and_spread
+from scripts.studies.lab.fit import fit
 
 Kind = Literal["fully connected", "receptive fields", "convolution"]
 SHRINKS: tuple[Literal["pool", "stride"], ...] = ("pool", "stride")

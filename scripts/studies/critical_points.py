@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from callbacks.critical_points import (
+from callbacks.curvature import (
     Extremes,
     escape_direction,
     full_matrix,
@@ -20,7 +20,7 @@ from callbacks.critical_points import (
     taylor_change,
 )
 from modules.nets.mlp import MLP
-from scripts.evidence import Finding, Measurements, Study, Table, effect, fact
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, fact
 
 SMALL = 1e-8
 """Gradient norm of what counts as found."""
@@ -201,8 +201,8 @@ STUDY = Study(
     formula="L(θ + t u) ≈ L(θ) + t gᵀu + ½ t² uᵀH u; with g = 0 and H u = λ u: L + ½ λ t²",
     varies="parameters of the net; loss at the critical point",
     code=(
-        "callbacks/critical_points.py:hessian_product",
-        "callbacks/critical_points.py:lanczos",
+        "callbacks/curvature.py:hessian_product",
+        "callbacks/curvature.py:lanczos",
         "callbacks/critical_points.py:CriticalPoint",
     ),
     quick=Settings(),

@@ -8,9 +8,9 @@ import torch
 from matplotlib.figure import Figure
 
 from modules.nets.routing import MixedRouting, Routing
-from scripts.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
-from scripts.study_fit import Curve
-from scripts.study_translation import REAL, Size, corpus, judge_translator, trained
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
+from scripts.studies.lab.fit import Curve
+from scripts.studies.lab.translation import REAL, Size, corpus, judge_translator, trained
 
 KINDS: dict[str, Routing] = {"last": "last", "same depth": "same", "learned mix": "mix"}
 
@@ -100,7 +100,7 @@ STUDY = Study(
     code=(
         "modules/nets/routing.py:MixedRouting",
         "modules/nets/routing.py:make_routing",
-        "scripts/study_translation.py:trained",
+        "scripts/studies/lab/translation.py:trained",
     ),
     quick=Settings(),
     full=Settings(REAL),

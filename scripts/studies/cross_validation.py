@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from datamodules.hw1_covid import CovidData
-from scripts.evidence import Finding, Measurements, Study, Table, across, effect, mean_and_spread
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, across, effect, mean_and_spread
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from callbacks.general_guide import Losses, diagnose
 from callbacks.warmup import WarmupScheduler
 from datamodules.hw1_covid import CovidData
-from scripts.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
-from scripts.study_fit import Curve, errors, fit, regressor
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
+from scripts.studies.lab.fit import Curve, errors, fit, regressor
 
 NETS = {"shallow": (0, False), "deep, plain": (1, False), "deep, residual": (1, True)}
 """Index of the depth, residual."""

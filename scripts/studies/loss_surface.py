@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from callbacks.warmup import WarmupScheduler
 from datamodules.hw1_covid import CovidData
-from scripts.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
-from scripts.study_fit import fit, regressor, rows
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
+from scripts.studies.lab.fit import fit, regressor, rows
 
 NETS = {"plain": False, "residual": True}
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modules.nets.seq2seq import TransformerSeq2Seq
-from scripts.evidence import Finding, Measurements, Study, Table, effect, fact, mean_and_spread
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, fact, mean_and_spread
 
 KINDS = {"masked": True, "not masked": False}
 BOS = 0

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scripts.evidence import Finding, Measurements, Study, Table, effect, fact, mean_and_spread
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, fact, mean_and_spread
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from datamodules.base import Fold
 from datamodules.hw1_covid import CovidData
 from modules.hw1_covid import CovidRegressor
-from scripts.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
-from scripts.study_fit import Errors, errors, fit
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
+from scripts.studies.lab.fit import Errors, errors, fit
 
 Split = Literal["random", "state", "time"]
 

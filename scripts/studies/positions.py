@@ -20,9 +20,9 @@ from modules.hw4_speaker import SpeakerClassifier
 from modules.nets.embedder import Embedder
 from modules.nets.frame_encoders import TransformerFrames
 from modules.nets.positions import Positions
-from scripts.evidence import Finding, Measurements, Study, Table, effect, fact, mean_and_spread
-from scripts.study_examples import Examples
-from scripts.study_fit import Curve, fit
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, fact, mean_and_spread
+from scripts.studies.lab.examples import Examples
+from scripts.studies.lab.fit import Curve, fit
 
 KINDS: tuple[Positions, ...] = get_args(Positions)
 NAMES = {"sinusoidal": "hand-made (sines)", "learned": "learned", "none": "none"}

@@ -21,9 +21,9 @@ from torch import Tensor
 from datamodules.hw5_translation import TranslationData
 from modules.hw5_translation import Translator
 from modules.objectives import PolicyGradient
-from scripts.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
-from scripts.study_fit import fit
-from scripts.study_translation import REAL, Size, corpus, judge_translator, small_language, trained, write_pairs
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
+from scripts.studies.lab.fit import fit
+from scripts.studies.lab.translation import REAL, Size, corpus, judge_translator, small_language, trained, write_pairs
 
 GOES_ON = "cross-entropy", "policy gradient"
 
@@ -216,10 +216,10 @@ STUDY = Study(
     varies="the loss of the second training; the same weights at first, the same batches, rate and steps",
     code=(
         "modules/objectives.py:PolicyGradient",
-        "modules/sentence_reward.py:SentenceReward",
+        "modules/translation/rewards.py:SentenceReward",
         "modules/hw5_translation.py:Translator._sequence_loss",
-        "scripts/study_translation.py:judge_translator",
-        "scripts/study_translation.py:trained",
+        "scripts/studies/lab/translation.py:judge_translator",
+        "scripts/studies/lab/translation.py:trained",
     ),
     quick=Settings(
         Size(vocabulary=320, folds=4, judged=400, epochs=16, layers=1, d_model=8, heads=2, d_ff=16, rate=1e-2)

@@ -19,10 +19,10 @@ from callbacks.scheduled_sampling import ScheduledSampling
 from datamodules.hw5_translation import TranslationData
 from modules.hw5_translation import Translator
 from modules.nets.seq2seq import Memory
-from modules.parallel_decoding import cut
-from modules.translation_scores import CorpusScore
-from scripts.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
-from scripts.study_translation import REAL, Size, corpus, judge_translator, next_words, read_before, trained
+from modules.translation.parallel_search import cut
+from modules.translation.scores import CorpusScore
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
+from scripts.studies.lab.translation import REAL, Size, corpus, judge_translator, next_words, read_before, trained
 
 KINDS = ("teacher forcing", "scheduled sampling")
 
@@ -207,9 +207,9 @@ STUDY = Study(
     varies="training by true words alone, or also by own ones (HW5's module and callback); the same steps",
     code=(
         "callbacks/scheduled_sampling.py:ScheduledSampling",
-        "modules/scheduled_sampling.py:in_passes",
+        "modules/translation/scheduled_sampling.py:in_passes",
         "scripts/studies/scheduled_sampling.py:after_a_wrong_word",
-        "scripts/study_translation.py:trained",
+        "scripts/studies/lab/translation.py:trained",
     ),
     quick=Settings(Size(layers=1, epochs=2, max_tokens=384)),
     full=Settings(REAL),

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from modules.nets.mlp import MLP
-from scripts.evidence import Finding, Measurements, Study, Table, across, effect, mean_and_spread
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, across, effect, mean_and_spread
 
 
 @dataclass(frozen=True)

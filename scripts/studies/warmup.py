@@ -25,9 +25,9 @@ from datamodules.hw2_phoneme import PhonemeData
 from modules.hw2_phoneme import PhonemeClassifier
 from modules.nets.frame_encoders import TransformerFrames
 from modules.nets.transformer import Norm
-from scripts.evidence import Finding, Measurements, Study, Table, across, effect, mean_and_spread
 from scripts.studies.adaptive_rates import adam
-from scripts.study_fit import Curve, fit
+from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, across, effect, mean_and_spread
+from scripts.studies.lab.fit import Curve, fit
 
 NORMS: tuple[Norm, ...] = ("post", "pre")
 

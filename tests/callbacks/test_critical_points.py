@@ -8,8 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, TensorDataset
 
-from callbacks.critical_points import (
-    CriticalPoint,
+from callbacks.critical_points import CriticalPoint
+from callbacks.curvature import (
     curvature,
     escape_direction,
     full_matrix,

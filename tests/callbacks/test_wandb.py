@@ -21,9 +21,9 @@ from wandb.proto.wandb_internal_pb2 import ArtifactRecord, Record
 
 from callbacks.wandb_record import has_key
 from datamodules.base import PROJECT
-from datamodules.sample import write_covid
+from datamodules.generated import write_covid
 from scripts.leeml import main
-from scripts.run_folder import RunFolder
+from scripts.run.folder import RunFolder
 from scripts.train import run_cli, settle_wandb
 
 PRESETS = {p.stem: p for p in sorted((PROJECT / "configs/presets").glob("*.yaml"))}

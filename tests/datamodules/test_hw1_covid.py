@@ -19,9 +19,9 @@ from sklearn.feature_selection import f_regression, mutual_info_regression
 
 from datamodules import hw1_covid
 from datamodules.base import PROJECT, Fold, HomeworkData, default_root
-from datamodules.covid_table import CovidTable
 from datamodules.errors import DataError
 from datamodules.hw1_covid import PUBLISHED, CovidData
+from datamodules.tables.covid import CovidTable
 from modules.hw1_covid import CovidNet
 
 WORLD = World()

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from datamodules import hw2_phoneme
 from datamodules.errors import DataError
 from datamodules.hw2_phoneme import PhonemeData
-from datamodules.libriphone import Part, Split, Utterance, write_layout
-from datamodules.packed import concatenate
-from datamodules.phones import classes
+from datamodules.speech.libriphone import Part, Split, Utterance, write_layout
+from datamodules.speech.packed import concatenate
+from datamodules.speech.phones import classes
 
 CPU = SimpleNamespace(root_device=torch.device("cpu"))
 LENGTHS = [9, 30, 4, 17, 1, 22, 13, 8, 25, 11]

@@ -14,7 +14,8 @@ from food_files import SIZE, write_image, write_set
 from torchvision.transforms import v2
 
 from datamodules.errors import DataError
-from datamodules.hw3_food import FoodData, Pictures, varied
+from datamodules.hw3_food import FoodData
+from datamodules.images.rows import Pictures, varied
 
 CPU = SimpleNamespace(root_device=torch.device("cpu"))
 

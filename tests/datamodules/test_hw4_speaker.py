@@ -14,10 +14,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from datamodules.errors import DataError
-from datamodules.hw4_speaker import Crops, SpeakerData
-from datamodules.packed import concatenate
-from datamodules.sample import write_speakers
-from datamodules.speaker_folder import Utterance, write_dataset
+from datamodules.generated import write_speakers
+from datamodules.hw4_speaker import SpeakerData
+from datamodules.speech.crops import Crops
+from datamodules.speech.packed import concatenate
+from datamodules.speech.speaker_folder import Utterance, write_dataset
 
 LENGTHS = [9, 30, 31, 47, 60, 20, 52, 100, 33, 41]  # of the utterances of each speaker; one shorter than SEGMENT
 SEGMENT = 20

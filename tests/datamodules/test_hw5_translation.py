@@ -19,8 +19,8 @@ from torch import Tensor
 from datamodules import hw5_translation
 from datamodules.errors import DataError
 from datamodules.hw5_translation import TranslationData
-from datamodules.text import clean_en, clean_zh
-from datamodules.tokenizer import EOS, PAD, Tokenizer
+from datamodules.text.cleaning import clean_en, clean_zh
+from datamodules.text.tokenizer import EOS, PAD, Tokenizer
 from scripts.leeml import main
 
 

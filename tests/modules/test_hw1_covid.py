@@ -10,8 +10,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from sklearn.linear_model import LinearRegression
 
 from datamodules.errors import DataError
+from datamodules.generated import write_covid
 from datamodules.hw1_covid import CovidData
-from datamodules.sample import write_covid
 from modules.base import split_decay
 from modules.hw1_covid import CovidRegressor
 

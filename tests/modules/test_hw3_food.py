@@ -9,8 +9,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torchvision.transforms import v2
 
+from datamodules.generated import write_food
 from datamodules.hw3_food import FoodData
-from datamodules.sample import write_food
 from modules.hw3_food import FoodClassifier
 from modules.nets.cnn import CNN
 from modules.nets.resnet import ResNet

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from callbacks.compiled import Compiled
 from datamodules.base import PROJECT
+from datamodules.generated import write_speakers
 from datamodules.hw4_speaker import SpeakerData
-from datamodules.sample import write_speakers
 from modules.base import split_decay
 from modules.hw4_speaker import SpeakerClassifier
 from modules.nets.frame_encoders import ConformerFrames, TransformerFrames

@@ -13,9 +13,8 @@ from scipy.stats import chisquare
 from torch.nn import functional as F
 
 from callbacks.scheduled_sampling import ScheduledSampling
+from datamodules.generated import write_translation
 from datamodules.hw5_translation import TranslationData
-from datamodules.sample import write_translation
-from modules.ctc import collapse
 from modules.hw5_parallel import (
     CTCTranslator,
     LongOutputTranslator,
@@ -26,7 +25,8 @@ from modules.hw5_parallel import (
 )
 from modules.nets.recurrent_seq2seq import RecurrentSeq2Seq
 from modules.nets.seq2seq import TransformerSeq2Seq
-from modules.parallel_pictures import COLOURS, drafts_grid
+from modules.pictures.drafts import COLOURS, drafts_grid
+from modules.translation.ctc import collapse
 
 PAD, EOS = 0, 3
 SMALL = {"d_model": 16, "heads": 2, "d_ff": 24, "layers": 2, "dropout": 0.0, "causal": False}

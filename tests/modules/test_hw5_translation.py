@@ -16,16 +16,16 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from callbacks.scheduled_sampling import ScheduledSampling
+from datamodules.generated import write_translation
 from datamodules.hw5_translation import TranslationData
-from datamodules.sample import write_translation
-from datamodules.text import clean_zh
-from modules.decoding import beam_search
-from modules.detokenize import restore_zh
+from datamodules.text.cleaning import clean_zh
 from modules.hw5_translation import LONGEST, Translator
 from modules.nets.attention import MultiHeadAttention
 from modules.nets.positions import NoPositions
 from modules.nets.recurrent_seq2seq import RecurrentSeq2Seq
 from modules.nets.seq2seq import TransformerSeq2Seq
+from modules.translation.detokenize import restore_zh
+from modules.translation.search import beam_search
 
 PAD, BOS, EOS = 0, 2, 3
 SMALL = {"d_model": 16, "heads": 2, "d_ff": 24, "layers": 2, "decoder_layers": 3, "dropout": 0.0}

@@ -7,11 +7,11 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from modules.decoding import Ends, greedy, sample
 from modules.nets.attention import padding_mask
 from modules.nets.recurrent_seq2seq import RecurrentSeq2Seq
 from modules.nets.seq2seq import TransformerSeq2Seq
 from modules.objectives import MinimumRisk, PolicyGradient, log_probabilities, without_dropout
+from modules.translation.search import Ends, greedy, sample
 
 PAD, BOS, EOS = 0, 2, 3
 V = 6  # words: 1, 4 and 5

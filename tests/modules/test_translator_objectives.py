@@ -8,8 +8,8 @@ import sacrebleu
 import torch
 from torch import nn
 
+from datamodules.generated import write_translation
 from datamodules.hw5_translation import TranslationData
-from datamodules.sample import write_translation
 from modules.hw5_translation import Translator
 from modules.nets.recurrent_seq2seq import RecurrentSeq2Seq
 from modules.nets.seq2seq import TransformerSeq2Seq

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import pytest
 
-from datamodules.sample import write_covid, write_translation
+from datamodules.generated import write_covid, write_translation
 from scripts import study as machine
-from scripts.evidence import verdict
 from scripts.leeml import main
-from scripts.report import page
+from scripts.studies.lab.evidence import verdict
+from scripts.studies.lab.page import page
 
 EXPERIMENT = """\
 model:
@@ -116,7 +116,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.setenv("LEEML_DATA", str(tmp_path / "no_data"))
     monkeypatch.delenv("LEEML_DEBUG", raising=False)
-    monkeypatch.setattr("scripts.run_folder.PROJECT", place)
+    monkeypatch.setattr("scripts.run.folder.PROJECT", place)
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from conftest import answer, tree, works
 
 from callbacks.checkpoints import LastCheckpoint
 from scripts import kfold
-from scripts.data import data_class, homeworks
-from scripts.run_folder import RunFolder
+from scripts.cli.homeworks import data_class, homeworks
+from scripts.run.folder import RunFolder
 from scripts.train import plan, run_cli
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -185,7 +185,7 @@ def test_two_runs_in_one_second_have_two_folders(monkeypatch):
         def strftime(form):
             return "noon"
 
-    monkeypatch.setattr("scripts.run_folder.datetime", Noon)
+    monkeypatch.setattr("scripts.run.folder.datetime", Noon)
     names = []
     for _ in range(3):
         run = RunFolder.new("hw1_covid", "medium")

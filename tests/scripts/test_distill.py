@@ -9,7 +9,7 @@ from conftest import answer, assert_fails, works
 from translation_run import PAIRS, train, write_data
 
 from datamodules.hw5_translation import TranslationData
-from datamodules.text import clean_zh
+from datamodules.text.cleaning import clean_zh
 from modules.hw5_translation import Translator
 from scripts import translate
 

@@ -13,7 +13,7 @@ import torch
 from conftest import EXPERIMENT, answer, assert_fails, works
 
 from datamodules.errors import DataError
-from scripts.data import data_class
+from scripts.cli.homeworks import data_class
 from scripts.leeml import main
 
 EARLY = "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/mse"

@@ -10,7 +10,7 @@ import torch
 from conftest import assert_fails, works
 from PIL import Image
 
-from datamodules.sample import write_food
+from datamodules.generated import write_food
 
 EXPERIMENT = """\
 model:

@@ -10,7 +10,7 @@ import torch
 from conftest import answer, assert_fails, works
 
 from datamodules import hw2_phoneme
-from datamodules.packed import windows
+from datamodules.speech.packed import windows
 from modules.hw2_phoneme import PhonemeClassifier
 from modules.nets.window_mlp import WindowMLP
 

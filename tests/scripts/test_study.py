@@ -19,8 +19,8 @@ from scipy import stats
 from datamodules.errors import DataError
 from datamodules.hw1_covid import CovidData
 from scripts import study as machine
-from scripts.evidence import Finding, Study, across, effect, fact, interval, mean_and_spread, verdict
-from scripts.report import page
+from scripts.studies.lab.evidence import Finding, Study, across, effect, fact, interval, mean_and_spread, verdict
+from scripts.studies.lab.page import page
 
 PROJECT = Path(machine.__file__).parent.parent
 numbers = st.floats(-100, 100).map(lambda x: round(x, 3))

@@ -17,11 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from translation_run import TESTS, train, write_data
 
-from datamodules.text import CLEAN, is_simplified
-from modules.detokenize import RESTORE
+from datamodules.text.cleaning import CLEAN, is_simplified
 from modules.hw5_translation import Translator
+from modules.translation.detokenize import RESTORE
 from scripts import translate
-from scripts.translate import Line, LineTranslator, Shard, StandardOutput, load_model, read, write_all
+from scripts.run.checkpoint import load_model
+from scripts.translation.chunks import Shard, write_all
+from scripts.translation.reading import Line, read
+from scripts.translation.translator import LineTranslator
+from scripts.translation.writing import StandardOutput
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from conftest import works
 
-from datamodules.sample import write_translation
+from datamodules.generated import write_translation
 
 EXPERIMENT = """\
 model:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.signal import lfilter
 
-from datamodules.audio import mfcc
+from datamodules.speech.audio import mfcc
 from modules.nets.vocal_tract import DEVIATIONS, VocalTract
 
 

@@ -1,0 +1,1 @@
+"""Files of all kinds: downloads, and what is made once and kept."""

@@ -1,0 +1,1 @@
+"""Folders of images: layouts, the decoded cache, rows of training."""

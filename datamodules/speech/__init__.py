@@ -1,0 +1,1 @@
+"""Recordings and speech features: reading, packing, layouts of the course."""

@@ -1,0 +1,68 @@
+"""Datasets of frames: windows of frames, and whole utterances."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.speech.libriphone import TIMIT_FRAMES, WIDTH
+from datamodules.speech.packed import Packed, windows
+
+
+class Windows(Dataset):
+    """Windows of single frames: x (B, n, 39), row (B,), y (B,) where known.
+
+    Indexed by (epoch, rows (1, B), draws) in training; else by the utterances of a batch, whose frames come one
+    utterance after the other, with their lengths (U,).
+    """
+
+    def __init__(self, packed: Packed, labels: Tensor | None, window: int, device: torch.device) -> None:
+        # on a GPU the frames themselves are small (206 MB for LibriPhone), and gathering there costs next to nothing
+        self.frames, self.offsets = packed.frames.to(device), packed.offsets.to(device)
+        self.ends = packed.offsets.tolist()  # the same numbers, for which nobody waits
+        self.labels = None if labels is None else labels.to(device)
+        self.window = window
+
+    def __getitem__(self, index: tuple[int, Tensor, Tensor] | Tensor) -> dict[str, Tensor]:
+        if isinstance(index, tuple):
+            return self._gather(index[1][0].contiguous().to(self.offsets.device))  # a rank's share has gaps
+        spans = [torch.arange(self.ends[u], self.ends[u + 1], device=self.offsets.device) for u in index.tolist()]
+        lengths = torch.tensor([len(span) for span in spans])
+        return self._gather(torch.cat(spans)) | {"lengths": lengths}
+
+    def _gather(self, rows: Tensor) -> dict[str, Tensor]:
+        batch = {"x": windows(self.frames, self.offsets, rows, self.window), "row": rows}
+        return batch if self.labels is None else batch | {"y": self.labels[rows]}
+
+
+class ReadyWindows(Dataset):
+    """TIMIT-11: the same for rows (N, 429) that are windows already; their utterances are unknown, so no lengths."""
+
+    def __init__(self, rows: np.ndarray, labels: Tensor | None, window: int) -> None:
+        self.rows, self.labels, self.window = rows, labels, window
+
+    def __getitem__(self, index: tuple[int, Tensor, Tensor] | Tensor) -> dict[str, Tensor]:
+        rows = index[1][0] if isinstance(index, tuple) else index
+        first = (TIMIT_FRAMES - self.window) // 2
+        x = torch.from_numpy(self.rows[rows.numpy()]).view(-1, TIMIT_FRAMES, WIDTH)[:, first : first + self.window]
+        return {"x": x, "row": rows} | ({} if self.labels is None else {"y": self.labels[rows]})
+
+
+class Utterances(Dataset):
+    """Whole utterances, padded at their ends: x (U, T, 39), mask (U, T), row (U, T), y (U, T) where known.
+
+    Where the mask is False, x is 0 and row and y repeat those of the utterance's last frame.
+    """
+
+    def __init__(self, packed: Packed, labels: Tensor | None, device: torch.device) -> None:
+        self.frames, self.offsets = packed.frames.to(device), packed.offsets.to(device)
+        self.labels = None if labels is None else labels.to(device)
+
+    def __getitem__(self, utterances: Tensor) -> dict[str, Tensor]:
+        utterances = utterances.to(self.offsets.device)
+        first, last = self.offsets[utterances, None], self.offsets[utterances + 1, None] - 1
+        place = first + torch.arange(int((last - first).max()) + 1, device=first.device)
+        mask, row = place <= last, torch.minimum(place, last)
+        x = self.frames.index_select(0, row.flatten()).view(*row.shape, -1).masked_fill(~mask.unsqueeze(-1), 0)
+        batch = {"x": x, "mask": mask, "row": row}
+        return batch if self.labels is None else batch | {"y": self.labels[row]}

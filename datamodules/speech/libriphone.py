@@ -1,0 +1,412 @@
+"""The course's files of HW2, read and written: LibriPhone's layout of 2022/23, TIMIT-11 of 2021, raw recordings.
+
+    feat/<split>/<utterance>.pt   (T, 39) float32, torch.save
+    <split>_split.txt             one utterance a line; the order of the submission
+    <split>_labels.txt            utterance, then the class of each frame
+    phones.txt, speakers.txt      only where we wrote the layout: class names in order; utterance and speaker
+
+Imports neither torch nor Lightning at its head: workers that make features import this file.
+"""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from joblib import Parallel, cpu_count, delayed
+from tqdm import tqdm
+
+from datamodules.errors import DataError, and_more
+from datamodules.files.download import unpack
+from datamodules.speech import audio, phones
+from datamodules.speech.tensor_file import read_tensor
+
+Part = Literal["train", "test"]
+
+WIDTH = 39  # features a frame
+TIMIT_FRAMES, TIMIT_CLASSES = 11, 39
+BLOCK = 1 << 14  # rows of TIMIT-11 checked at once: 28 MB
+SHARE = 250  # recordings that must be there for each worker: with fewer, its start takes longer than its work
+
+
+class Split(NamedTuple):
+    """Utterances of one part in the order of its split file; labels: class of each frame, (T,) int64 by utterance."""
+
+    names: list[str]
+    files: list[Path]
+    labels: list[np.ndarray] | None
+    speakers: list[str] | None
+
+
+class Utterance(NamedTuple):
+    """features (T, 39) float32, labels (T,) int; speaker where it is known."""
+
+    name: str
+    features: np.ndarray
+    labels: np.ndarray | None = None
+    speaker: str | None = None
+
+
+# reading
+
+
+def read_split(folder: Path, part: Part) -> list[str]:
+    """Utterance names of <part>_split.txt.
+
+    Raises:
+        DataError: none there, a name twice, or more than a name on a line.
+    """
+    path = folder / f"{part}_split.txt"
+    lines = _lines(path)
+    for number, line in lines:
+        if len(line.split()) != 1 or Path(line).name != line:
+            raise DataError(f"{path}, line {number}: {_cut(line)!r}; expected the name of an utterance alone")
+    names = [line for _, line in lines]
+    if not names:
+        raise DataError(f"{path}: empty; expected the name of an utterance a line")
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{path}: {name} stands there {count} times; take {count - 1} out")
+    return names
+
+
+def read_labels(path: Path, classes: int | None = None) -> dict[str, np.ndarray]:
+    """Class of each frame, (T,) int64, by utterance, from lines `utterance class class ...`.
+
+    Args:
+        path: The file.
+        classes: Number of classes; ids lie below it.
+
+    Raises:
+        DataError: a line without labels, an id that is none, or an utterance twice; says where.
+    """
+    found: dict[str, np.ndarray] = {}
+    for line, text in _lines(path):
+        name, *fields = text.split()
+        place = f"{path}, line {line}: utterance {name}"
+        if name in found:
+            raise DataError(f"{place} stands there a second time; take one out")
+        if not fields:
+            raise DataError(f"{place} has no labels; expected the class of each frame, or take the utterance out")
+        try:
+            ids = np.array([int(field) for field in fields])
+        except (ValueError, OverflowError):
+            raise DataError(f"{place} has a label that is no whole number; expected class ids") from None
+        bad = (ids < 0) | (ids >= (classes or np.inf))
+        if bad.any():
+            span = f"0 to {classes - 1}" if classes else "0 or more"
+            raise DataError(f"{place} has class {ids[bad][0]} at frame {bad.argmax()}; expected {span}")
+        found[name] = ids
+    return found
+
+
+def read_features(path: Path) -> np.ndarray:
+    """(T, 39) float32 of one .pt file; a file with anything but a tensor in it is never run.
+
+    Raises:
+        DataError: code or other objects, not such a tensor, no frame, or a value that is no finite number.
+        OSError: the file cannot be read.
+    """
+    return read_tensor(path, WIDTH)
+
+
+def read_layout(folder: Path, part: Part, classes: int | None = None) -> Split:
+    """Names, files, labels and speakers of one part; the features themselves are not opened (see `check_lengths`).
+
+    Args:
+        folder: Holds feat/ and the text files.
+        part: train or test.
+        classes: Number of classes; default: lines of phones.txt, else whatever the labels say.
+
+    Raises:
+        DataError: an utterance is missing on one side, or a file is not as expected.
+    """
+    names = read_split(folder, part)
+    files = [folder / "feat" / part / f"{name}.pt" for name in names]
+    there = {entry.name for entry in os.scandir(folder / "feat" / part)} if (folder / "feat" / part).is_dir() else set()
+    if missing := [file for file in files if file.name not in there]:
+        raise DataError(
+            f"{missing[0]}: missing{and_more(missing)}, but {part}_split.txt names it; unpack the features again, or "
+            "take the utterance out there"
+        )
+    labels = None
+    if (path := folder / f"{part}_labels.txt").is_file():
+        by_name = read_labels(path, classes or len(read_phones(folder) or []) or None)
+        if unlabelled := [name for name in names if name not in by_name]:
+            raise DataError(f"{path}: no labels of {unlabelled[0]}{and_more(unlabelled)}, which {part}_split.txt names")
+        if extra := list(by_name.keys() - set(names)):
+            raise DataError(f"{path}: labels of {min(extra)}{and_more(extra)}, which {part}_split.txt does not name")
+        labels = [by_name[name] for name in names]
+    elif part == "train":
+        raise DataError(f"{path}: missing; the class of each training frame is expected there")
+    known = _read_speakers(folder)
+    return Split(names, files, labels, [known[n] for n in names] if all(n in known for n in names) else None)
+
+
+def check_lengths(split: Split, lengths: Sequence[int]) -> None:
+    """Hold the number of labels of every utterance against that of its frames.
+
+    Raises:
+        DataError: names the first utterance where they differ.
+    """
+    for name, file, labels, length in zip(split.names, split.files, split.labels or [], lengths, strict=True):
+        if len(labels) != length:
+            raise DataError(
+                f"{file}: {length} frames, but {len(labels)} labels of utterance {name}; expected one a frame, make or "
+                "copy both anew"
+            )
+
+
+def read_phones(folder: Path) -> list[str] | None:
+    """Class names of phones.txt; None where the file is not there, as in the course's own data."""
+    path = folder / "phones.txt"
+    return [line for _, line in _lines(path)] if path.is_file() else None
+
+
+def _read_speakers(folder: Path) -> dict[str, str]:
+    path = folder / "speakers.txt"
+    if not path.is_file():
+        return {}
+    rows = [(number, line.split()) for number, line in _lines(path)]
+    if bad := [number for number, fields in rows if len(fields) != 2]:
+        raise DataError(f"{path}, line {bad[0]}: expected an utterance and its speaker")
+    return {name: speaker for _, (name, speaker) in rows}
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Numbered lines that are not blank."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; copy or unpack the data again") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: no UTF-8 text; copy or unpack the data again") from None
+    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+class Timit11(NamedTuple):
+    """train (N, 429) memory map, labels (N,) int64, test (M, 429) memory map: 11 frames of 39 in a row."""
+
+    train: np.ndarray
+    labels: np.ndarray
+    test: np.ndarray
+
+
+def read_timit11(folder: Path) -> Timit11:
+    """train_11.npy, train_label_11.npy and test_11.npy of 2021; every value is looked at, little stays in memory.
+
+    Raises:
+        DataError: a file is missing, holds objects, or has not the expected shape, ids 0 to 38 or finite numbers.
+    """
+    train, test = (read_windows(folder / f"{part}_11.npy") for part in ("train", "test"))
+    path = folder / "train_label_11.npy"
+    raw = _npy(path)
+    try:
+        labels = np.asarray(raw).astype(np.int64, casting="unsafe" if raw.dtype.kind in "US" else "safe")
+    except (ValueError, TypeError, OverflowError):
+        raise DataError(f"{path}: not all labels are whole numbers (type {raw.dtype}); get the file again") from None
+    if labels.shape != (len(train),):
+        raise DataError(f"{path}: shape {labels.shape}, but train_11.npy has {len(train)} rows; expected a label a row")
+    bad = (labels < 0) | (labels >= TIMIT_CLASSES)
+    if bad.any():
+        raise DataError(f"{path}: class {labels[bad][0]} in row {bad.argmax()}; expected 0 to {TIMIT_CLASSES - 1}")
+    return Timit11(train, labels, test)
+
+
+def _npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; unpack timit_11 again") from None
+    except (ValueError, EOFError):
+        raise DataError(f"{path}: cannot be read as a .npy file of plain numbers; unpack timit_11 again") from None
+
+
+def read_windows(path: Path) -> np.ndarray:
+    """Rows (N, 429) of TIMIT-11 as a memory map; every value is looked at, little stays in memory.
+
+    Raises:
+        DataError: the file is missing, holds objects, or has not the expected shape or finite numbers.
+    """
+    rows = _npy(path)
+    width = TIMIT_FRAMES * WIDTH
+    if rows.ndim != 2 or rows.shape[1] != width or not len(rows) or rows.dtype.kind != "f":
+        raise DataError(f"{path}: {rows.dtype} of shape {rows.shape}; expected floats, rows x {width}")
+    for start in range(0, len(rows), BLOCK):
+        # a map opened for each block: pages seen through one map would stay in memory
+        finite = np.isfinite(np.load(path, mmap_mode="r")[start : start + BLOCK]).all(1)
+        if not finite.all():
+            raise DataError(f"{path}: row {start + finite.argmin()} has a value that is no finite number; get it again")
+    return rows
+
+
+# writing
+
+
+def write_layout(folder: Path, part: Part, utterances: Iterable[Utterance], names: Sequence[str]) -> list[Path]:
+    """Write one part of the layout, beside the other one if that is there; it appears when it is whole.
+
+    Args:
+        folder: Of the layout.
+        part: train or test.
+        utterances: All with labels, or none.
+        names: Of the classes, for phones.txt.
+
+    Returns:
+        The text files and the folder of the features.
+
+    Raises:
+        DataError: the part is there already, or the folder has other classes.
+    """
+    features = folder / "feat" / part
+    texts = {name: folder / name for name in (f"{part}_labels.txt", f"{part}_split.txt")}
+    for path in (features, *texts.values()):
+        if path.exists():
+            raise DataError(f"{path}: there already; move it away, or name another folder")
+    if (there := read_phones(folder)) not in (None, list(names)):
+        raise DataError(
+            f"{folder / 'phones.txt'}: {len(there or [])} classes, not the {len(names)} asked for; use the same "
+            "classes for train and test, or another folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = folder / f".{part}.part"  # a fixed name: what a killed run left is cleared by the next one
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        (staging / "feat").mkdir(parents=True)
+        rows = list(_write_each(staging, utterances))
+        lines = {f"{part}_split.txt": [name for name, _, _ in rows], "phones.txt": list(names)}
+        if all(labels is not None for _, labels, _ in rows):
+            lines[f"{part}_labels.txt"] = [f"{name} {labels}" for name, labels, _ in rows]
+        speakers = _read_speakers(folder) | {name: speaker for name, _, speaker in rows if speaker is not None}
+        if speakers:
+            lines["speakers.txt"] = [f"{name} {speaker}" for name, speaker in speakers.items()]
+        for name, content in lines.items():
+            (staging / name).write_text("".join(f"{line}\n" for line in content), "utf-8", newline="\n")
+        features.parent.mkdir(exist_ok=True)
+        os.replace(staging / "feat", features)
+        order = sorted(lines, key=lambda name: name == f"{part}_split.txt")
+        for name in order:  # last the one that says the part is there
+            os.replace(staging / name, folder / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return [features, *(folder / name for name in order)]
+
+
+def _write_each(staging: Path, utterances: Iterable[Utterance]) -> Iterator[tuple[str, str | None, str | None]]:
+    """Write the features; yields name, labels as text, and speaker."""
+    import torch
+
+    for name, features, labels, speaker in utterances:
+        torch.save(torch.from_numpy(np.ascontiguousarray(features, np.float32)), staging / "feat" / f"{name}.pt")
+        yield name, None if labels is None else " ".join(map(str, labels.tolist())), speaker
+
+
+class _Recording(NamedTuple):
+    sound: Path
+    alignment: Path
+    name: str
+    speaker: str | None
+
+
+def prepare_recordings(source: Path, folder: Path, part: Part, size: phones.PhoneSet = 39) -> list[Path]:
+    """Turn recordings and their phone alignments into the layout, with the labels also of a test part.
+
+    wav or flac, each with a .phn or TextGrid of the same name beside it. Where they lie in several folders, the folder
+    right above a file is its speaker, and part of the utterance's name: dr1-mcpm0/sa1.wav is dr1-mcpm0_sa1.
+
+    Args:
+        source: A folder, or a zip of one.
+        folder: Where the layout is written.
+        part: train or test.
+        size: 39, 48 or 61 classes.
+
+    Returns:
+        What was written.
+
+    Raises:
+        DataError: names the file, and the line of an alignment.
+    """
+    if not source.is_file():
+        return _prepare(source, folder, part, size)
+    unpacked = folder / f".{part}.source"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    try:
+        unpack(source, unpacked)
+        return _prepare(unpacked, folder, part, size)
+    except DataError as error:  # the files it names are gone when the user reads it
+        text = str(error).replace(f"{unpacked}{os.sep}", f"{source}: ").replace(str(unpacked), str(source))
+        raise DataError(text) from None
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+
+
+def _prepare(source: Path, folder: Path, part: Part, size: phones.PhoneSet) -> list[Path]:
+    recordings = _find(source)
+    audio.warn_of_rates(recording.sound for recording in recordings)
+    names = phones.classes(size)
+    ids = {phone: names.index(folded) for phone, folded in phones.FOLDED[size].items()}
+    # joblib's processes do not run the user's own script again
+    workers = Parallel(n_jobs=max(1, min(cpu_count(), len(recordings) // SHARE)), return_as="generator")
+    made = workers(delayed(_features)(recording.sound, recording.alignment, ids) for recording in recordings)
+    with tqdm(made, total=len(recordings), desc="making features", leave=False) as bar:
+        utterances = (Utterance(r.name, x, y, r.speaker) for r, (x, y) in zip(recordings, bar, strict=True))
+        return write_layout(folder, part, utterances, names)
+
+
+def _features(sound: Path, alignment: Path, ids: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised features (T, 39) and class ids (T,) of one recording."""
+    samples = audio.read_audio(sound, warn=False)
+    segments = phones.read_segments(alignment, audio.rate_of(sound), len(samples) / audio.RATE)
+    features = audio.normalise(audio.mfcc(samples))
+    found = phones.frame_labels(segments, audio.frame_centres(len(features)) / audio.RATE)
+    return features, np.array([ids[phone] for phone in found])
+
+
+def _find(source: Path) -> list[_Recording]:
+    """Sound files below `source` with their alignments, by name.
+
+    Raises:
+        DataError: none there, one without the other, or two that would have one name.
+    """
+    if not source.is_dir():
+        raise DataError(f"{source}: no such folder or zip file")
+    files = [path for path in sorted(source.rglob("*")) if not _hidden(path.relative_to(source)) and path.is_file()]
+    there = set(files)  # one copy of TIMIT has SA1.WAV.wav beside SA1.WAV
+    sounds = [path for path in files if path.suffix.lower() in audio.ENDINGS and path.with_suffix("") not in there]
+    alignments: dict[Path, Path] = {}
+    for path in files:
+        if path.suffix.lower() in phones.ENDINGS:
+            if other := alignments.get(path.with_suffix("")):
+                raise DataError(f"{path}: {other.name} lies beside it; move one of the two alignments away")
+            alignments[path.with_suffix("")] = path
+    if not sounds:
+        raise DataError(
+            f"{source}: no sound file (wav or flac) in it; expected recordings with .phn or TextGrid beside"
+        )
+    if lone := [path for path in sounds if path.with_suffix("") not in alignments]:
+        raise DataError(
+            f"{lone[0]}: no alignment beside it{and_more(lone)}; expected {lone[0].stem}.phn or .TextGrid, or move the "
+            "recording away"
+        )
+    if lone := sorted(alignments[stem] for stem in alignments.keys() - {path.with_suffix("") for path in sounds}):
+        raise DataError(f"{lone[0]}: no recording beside it{and_more(lone)}; expected {lone[0].stem}.wav or .flac")
+    several = len({path.parent for path in sounds}) > 1
+    found: dict[str, _Recording] = {}
+    for path in sounds:
+        speaker = "_".join(path.parent.name.split()) if several and path.parent != source else None
+        name = "_".join([*([speaker] if speaker else []), *path.stem.split()])
+        if name in found:
+            raise DataError(f"{path}: would be called {name} as {found[name].sound} is; rename one, or move it away")
+        found[name] = _Recording(path, alignments[path.with_suffix("")], name, speaker)
+    return list(found.values())
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)

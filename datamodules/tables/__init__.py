@@ -1,0 +1,1 @@
+"""The COVID-19 tables: reading and features."""

@@ -1,0 +1,1 @@
+"""What modules draw."""

@@ -1,0 +1,66 @@
+"""What all pictures share: fonts that can print Chinese, and a grid of panels."""
+
+import math
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import ParamSpec
+
+from matplotlib import rc_context, rcParams
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager
+from matplotlib.ft2font import FT2Font
+
+P = ParamSpec("P")
+
+
+@cache
+def chinese_fonts() -> list[str]:
+    """Family of an installed font with Chinese glyphs; empty if there is none."""
+    for entry in sorted(fontManager.ttflist, key=lambda entry: entry.name):
+        if "Last Resort" in entry.name:  # comes with matplotlib: every character there is, each drawn as a box
+            continue
+        try:
+            if FT2Font(entry.fname).get_char_index(ord("中")):
+                return [entry.name]
+        except (OSError, RuntimeError):  # matplotlib remembers fonts that have been removed since
+            continue
+    return []
+
+
+def families() -> list[str]:
+    """Fonts to look for a character in, one after the other."""
+    return [*rcParams["font.family"], *chinese_fonts()]
+
+
+def printable(text: str) -> str:
+    r"""The text as matplotlib can print it: characters that no font has become \u escapes, no $ begins a formula."""
+    fonts = [FT2Font(findfont(FontProperties(family=[family]))) for family in families()]
+
+    def known(letter: str) -> bool:
+        return letter == "\n" or any(font.get_char_index(ord(letter)) for font in fonts)
+
+    letters = (c if known(c) else c.encode("unicode_escape").decode() for c in text)
+    return "".join(letters).replace("$", r"\$")
+
+
+def with_fonts(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw with `families`."""
+
+    @wraps(draw)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with rc_context({"font.family": families()}):
+            return draw(*args, **kwargs)
+
+    return inner
+
+
+def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with a grid of empty panels without axes, width x height inches each; at least one panel."""
+    columns = max(1, min(columns, count))
+    rows = max(1, math.ceil(count / columns))
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels:
+        axes.set_axis_off()
+    return figure, panels

@@ -1,0 +1,1 @@
+"""Parts of translators: search, losses, sampling, scores."""

@@ -1,0 +1,297 @@
+"""From scores to sequences: labels of frames, and the words of a translation.
+
+Every search takes several translators, whose probabilities are averaged (an ensemble), and goes word by word from the
+states that `Seq2Seq.start` gives. The nets decode as they are: put them in eval mode for results without dropout.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from modules.nets.seq2seq import Memory, Seq2Seq
+
+
+class Ends(NamedTuple):
+    """How outputs begin and end: special tokens, and the longest output a source may have.
+
+    A source of n tokens, its EOS among them, has at most int(ratio * n + extra) words and then EOS, as in fairseq; n is
+    each sentence's own, so that its neighbours in the batch do not matter.
+    """
+
+    pad: int
+    bos: int
+    eos: int
+    ratio: float = 1.2
+    extra: float = 10.0
+
+    def limits(self, nets: Sequence[Seq2Seq], source: Tensor, mask: Tensor | None) -> list[int]:
+        """Steps that each source of (B, S) may take, the one of EOS among them; no more than the nets' positions."""
+        lengths = [source.shape[1]] * len(source) if mask is None else mask.sum(1).tolist()
+        longest = min([net.max_length for net in nets if net.max_length is not None], default=None)
+        steps = [max(0, int(self.ratio * n + self.extra)) + 1 for n in lengths]
+        return steps if longest is None else [min(n, longest) for n in steps]
+
+
+class Hypothesis(NamedTuple):
+    """A translation."""
+
+    tokens: list[int]
+    """Without BOS and EOS."""
+    score: float
+    """Sum of the log-probabilities of its tokens and EOS, over length^penalty, where the length counts EOS too."""
+
+
+class Samples(NamedTuple):
+    """n outputs for each of B sentences; T is the length of the longest."""
+
+    tokens: Tensor
+    """(B, n, T): words and EOS, then padding."""
+    mask: Tensor
+    """(B, n, T), True for words and EOS."""
+    scores: Tensor
+    """(B, n) in float32: log-probability of each output under the nets, at temperature 1 and with nothing cut off."""
+
+
+class _Prefix:
+    """In place of a translator's own state where there is no cache: every step decodes all words so far again."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.embedded: Tensor | None = None
+
+    def step(self, net: Seq2Seq, embedded: Tensor) -> Tensor:
+        self.embedded = embedded if self.embedded is None else torch.cat([self.embedded, embedded], 1)
+        return net.decode(self.embedded, self.memory)
+
+    def reorder(self, rows: Tensor, sentences: Tensor | None = None) -> None:
+        """As DecoderCache.reorder, with a memory for every row."""
+        outputs, mask, hidden = self.memory
+        self.memory = Memory(
+            [out.index_select(0, rows) for out in outputs],
+            None if mask is None else mask.index_select(0, rows),
+            None if hidden is None else hidden.index_select(1, rows),
+        )
+        if self.embedded is not None:
+            self.embedded = self.embedded.index_select(0, rows)
+
+
+class _Team:
+    """Translators that choose words together, and their states: n rows for each sentence, next to each other."""
+
+    def __init__(
+        self, nets: Sequence[Seq2Seq], source: Tensor, mask: Tensor | None, ends: Ends, rows: int, cached: bool
+    ) -> None:
+        self.nets, self.ends, self.cached = nets, ends, cached
+        memories = [net.encode(source, mask) for net in nets]
+        self.states: list[Any] = [
+            net.start(memory) if cached else _Prefix(memory) for net, memory in zip(nets, memories, strict=True)
+        ]
+        self.reorder(torch.arange(len(source), device=source.device).repeat_interleave(rows))
+
+    def reorder(self, rows: Tensor, sentences: Tensor | None = None) -> None:
+        """As DecoderCache.reorder."""
+        for state in self.states:
+            state.reorder(rows, sentences)
+
+    def log_probabilities(self, words: Tensor, last: list[bool]) -> Tensor:
+        """Log-probabilities (B, n, V) in float32 of what follows words (B, n): log of the mean of the nets'.
+
+        Padding and BOS never follow, and only EOS in sentences whose last step this is, last (B,).
+        """
+        logs = []
+        for net, state in zip(self.nets, self.states, strict=True):
+            embedded = net.embed(words.reshape(-1, 1))
+            states = net.step(embedded, state) if self.cached else state.step(net, embedded)
+            logs.append(net.logits(states[:, -1]).float().log_softmax(-1))
+        mean = logs[0] if len(logs) == 1 else torch.stack(logs).logsumexp(0) - math.log(len(logs))
+        mean = mean.unflatten(0, words.shape)
+        mean[:, :, [self.ends.pad, self.ends.bos]] = -torch.inf
+        if any(last):
+            over = torch.tensor([b for b, ended in enumerate(last) if ended], device=words.device)
+            eos = mean[over, :, self.ends.eos]
+            mean[over] = -torch.inf
+            mean[over, :, self.ends.eos] = eos
+        return mean
+
+
+@torch.inference_mode()
+def beam_search(
+    nets: Sequence[Seq2Seq],
+    source: Tensor,
+    mask: Tensor | None,
+    ends: Ends,
+    width: int = 5,
+    n_best: int = 1,
+    penalty: float = 1.0,
+    cached: bool = True,
+) -> list[list[Hypothesis]]:
+    """The translations with the highest scores among those that never fall out of the `width` best on the way.
+
+    The search is fairseq's. At every step the 2 x width likeliest continuations of a sentence's beams are looked at.
+    Those that end and are among the first `width` are kept as hypotheses; the first `width` that do not end (at most
+    half of the 2 x width do) are the next beams. A sentence is done, and leaves the batch, when `width` hypotheses are
+    kept, or at its limit. With a width of all sequences this is the exact maximum; a width of 1 is `greedy`.
+
+    Args:
+        nets: One or more translators with the same vocabulary.
+        source: Tokens (B, S).
+        mask: (B, S), True = valid; None: all.
+        ends: Special tokens and limits.
+        width: Beams of a sentence.
+        n_best: Hypotheses to return for each sentence, at most `width`.
+        penalty: Power of the length that divides the sum of log-probabilities: 1 gives their mean, 0 leaves the sum,
+            which prefers short outputs.
+        cached: False decodes the whole prefix at every step: slow, and the same.
+
+    Returns:
+        For every sentence its best hypotheses, the highest score first.
+
+    Raises:
+        ValueError: n_best is greater than width.
+    """
+    if n_best > width:
+        raise ValueError(f"a beam of {width} cannot give the {n_best} best")
+    limits = ends.limits(nets, source, mask)
+    found: list[list[Hypothesis]] = [[] for _ in limits]
+    here = list(range(len(limits)))  # sentences that are not done
+    team = _Team(nets, source, mask, ends, width, cached)
+    words = source.new_full((len(here), width, 1), ends.bos)
+    scores = torch.full((len(here), width), -torch.inf, device=source.device)
+    scores[:, 0] = 0.0  # the beams begin alike: one of them counts
+    for length in itertools.count(1):
+        logs = team.log_probabilities(words[:, :, -1], [limits[i] == length for i in here])
+        values, places = (scores.unsqueeze(2) + logs).flatten(1).topk(2 * width)
+        beam, word = places // logs.shape[2], places % logs.shape[2]
+        final = word == ends.eos
+
+        complete = final[:, :width] & (values[:, :width] != -torch.inf)
+        at = complete.nonzero(as_tuple=True)  # waits for the device: the only time in most steps
+        if len(at[0]):
+            outputs = words[at[0], beam[at], 1:].tolist()
+            for b, tokens, value in zip(at[0].tolist(), outputs, values[at].tolist(), strict=True):
+                found[here[b]].append(Hypothesis(tokens, value / length**penalty))
+
+        left = [b for b, i in enumerate(here) if len(found[i]) < width and length < limits[i]]
+        if not left:
+            break
+        stay = torch.tensor(left, device=source.device)
+        chosen = final.long().argsort(dim=1, stable=True)[stay, :width]  # those that do not end, in their order
+        scores, beam, word = (x[stay].gather(1, chosen) for x in (values, beam, word))
+        words = torch.cat([words[stay.unsqueeze(1), beam], word.unsqueeze(2)], 2)
+        team.reorder((stay.unsqueeze(1) * width + beam).flatten(), stay if len(left) < len(here) else None)
+        here = [here[b] for b in left]
+    return [sorted(group, key=lambda hypothesis: -hypothesis.score)[:n_best] for group in found]
+
+
+def _unroll(
+    nets: Sequence[Seq2Seq],
+    source: Tensor,
+    mask: Tensor | None,
+    ends: Ends,
+    count: int,
+    choose: Callable[[Tensor], Tensor],
+    cached: bool,
+) -> Samples:
+    """`count` outputs a sentence, word after word; `choose` picks from log-probabilities (N, V) one word a row."""
+    limits = ends.limits(nets, source, mask)
+    here = list(range(len(limits)))  # sentences with an output that goes on
+    team = _Team(nets, source, mask, ends, count, cached)
+    tokens = source.new_full((len(here), count, max(limits)), ends.pad)
+    scores = torch.zeros(len(here), count, device=source.device)
+    words = source.new_full((len(here), count), ends.bos)
+    goes_on = torch.ones_like(words, dtype=torch.bool)
+    for length in itertools.count(1):
+        logs = team.log_probabilities(words, [limits[i] == length for i in here])
+        words = choose(logs.flatten(0, 1)).view_as(words)
+        places = torch.tensor(here, device=source.device)
+        scores[places] += logs.gather(2, words.unsqueeze(2)).squeeze(2).where(goes_on, 0.0)
+        words = words.where(goes_on, ends.pad)
+        tokens[places, :, length - 1] = words
+        goes_on = goes_on & (words != ends.eos)
+        left = [b for b, more in enumerate(goes_on.any(1).tolist()) if more]  # waits for the device, once a step
+        if not left:
+            break
+        if len(left) < len(here):
+            stay = torch.tensor(left, device=source.device)
+            rows = stay.unsqueeze(1) * count + torch.arange(count, device=source.device)
+            team.reorder(rows.flatten(), stay)
+            words, goes_on, here = words[stay], goes_on[stay], [here[b] for b in left]
+    tokens = tokens[:, :, :length]
+    return Samples(tokens, tokens != ends.pad, scores)
+
+
+@torch.inference_mode()
+def greedy(
+    nets: Sequence[Seq2Seq],
+    source: Tensor,
+    mask: Tensor | None,
+    ends: Ends,
+    penalty: float = 1.0,
+    cached: bool = True,
+) -> list[list[Hypothesis]]:
+    """The likeliest word at every step; arguments and result as of `beam_search` with a width of 1, but faster."""
+    tokens, valid, scores = _unroll(nets, source, mask, ends, 1, lambda logs: logs.argmax(1), cached)
+    found = zip(tokens[:, 0].tolist(), valid.sum(2)[:, 0].tolist(), scores[:, 0].tolist(), strict=True)
+    return [[Hypothesis(words[: length - 1], score / length**penalty)] for words, length, score in found]
+
+
+def narrowed(logs: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
+    """Probabilities (N, V) to sample from, made of log-probabilities (N, V).
+
+    Args:
+        logs: Of every word; -inf where it may not come.
+        temperature: Divides them: below 1 the likely become likelier.
+        top_k: Then only so many words keep theirs, the likeliest (Fan et al. 2018, arXiv 1805.04833).
+        top_p: Then only the nucleus: the fewest likeliest words that have this share of what is left together (Holtzman
+            et al. 2020, arXiv 1904.09751).
+    """
+    probabilities = (logs / temperature).softmax(1)
+    if top_k is None and top_p == 1.0:
+        return probabilities
+    if top_k is None:
+        falling, order = probabilities.sort(descending=True)
+    else:
+        falling, order = probabilities.topk(min(top_k, logs.shape[1]))
+    if top_p < 1.0:
+        before = falling.cumsum(1) - falling  # mass of the likelier ones
+        falling = falling.where(before < top_p * falling.sum(1, keepdim=True), 0.0)
+    return torch.zeros_like(logs).scatter(1, order, falling / falling.sum(1, keepdim=True))
+
+
+@torch.no_grad()  # not inference mode: reinforcement learning feeds the tokens to a pass with gradients
+def sample(
+    nets: Sequence[Seq2Seq],
+    source: Tensor,
+    mask: Tensor | None,
+    ends: Ends,
+    count: int = 1,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+    cached: bool = True,
+) -> Samples:
+    """Outputs drawn word by word from `narrowed` probabilities, from which padding and BOS are left out beforehand.
+
+    Args:
+        nets, source, mask, ends, cached: As of `beam_search`.
+        count: n, outputs a sentence; they share its memory.
+        temperature, top_k, top_p: As of `narrowed`.
+        generator: Of the noise, on the device of the nets.
+
+    Raises:
+        ValueError: temperature or top_p or top_k that leave nothing to draw from.
+    """
+    if temperature <= 0 or top_p <= 0 or (top_k is not None and top_k < 1):
+        raise ValueError(
+            f"temperature={temperature}, top_k={top_k}, top_p={top_p}: nothing to draw from, all must be positive"
+        )
+
+    def draw(logs: Tensor) -> Tensor:
+        return torch.multinomial(narrowed(logs, temperature, top_k, top_p), 1, generator=generator).squeeze(1)
+
+    return _unroll(nets, source, mask, ends, count, draw, cached)

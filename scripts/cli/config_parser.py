@@ -1,0 +1,45 @@
+"""The parser of configs, and the classes that a config may name by short names."""
+
+import importlib
+import pkgutil
+from typing import Any, NoReturn
+
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+from torch.optim import Optimizer
+
+import callbacks
+import datamodules
+import modules
+from datamodules.base import HomeworkData
+from modules.base import HomeworkModule
+from scripts.cli.mistakes import reword
+
+
+class Parser(LightningArgumentParser):
+    """Says a mistake in one line, suggests the nearest key, and takes no shortened flags."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise; inner parsers as they are, because jsonargparse tries one type after the other."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        bases: list[type] = [HomeworkModule, HomeworkData, Callback, Optimizer, Logger]
+        for base in bases:
+            bases += base.__subclasses__()
+        keys = [a.dest for p in (self, *self._subparsers_of()) for a in p._actions]
+        raise reword(message, keys, [c.__name__ for c in bases]) from ex
+
+    def _subparsers_of(self) -> list["Parser"]:
+        return list(self._subcommands_action.choices.values()) if self._subcommands_action else []
+
+
+def known_classes() -> None:
+    """Import all that configs may name by short names."""
+    for package in (modules, datamodules, callbacks):
+        for found in pkgutil.iter_modules(package.__path__):
+            if not found.ispkg and (package is callbacks or found.name.startswith("hw")):
+                importlib.import_module(f"{package.__name__}.{found.name}")

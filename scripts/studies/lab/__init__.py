@@ -1,0 +1,1 @@
+"""What all studies share: statements, measuring, training, the page."""

@@ -1,0 +1,1 @@
+"""Lines of text through translators, for the subcommands translate and distill."""

@@ -1,0 +1,312 @@
+"""Studies 13 to 15, 17, 18: what they compute, against closed forms and other code; each of them run while tiny."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import sacrebleu
+import torch
+from conftest import ran_study
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.nn import functional as F
+
+from modules.hw4_speaker import SpeakerClassifier
+from modules.nets.frame_encoders import TransformerFrames
+from modules.nets.routing import MixedRouting
+from modules.translation.parallel_search import cut
+from modules.translation.search import greedy
+from scripts import study as machine
+from scripts.studies import attention_as_cnn, cross_attention, masked_attention, positions, scheduled_sampling
+from scripts.studies.lab.examples import Examples
+from scripts.studies.lab.fit import Curve
+from scripts.studies.lab.translation import Size, corpus, judge_translator, next_words, read_before, trained
+
+seeds = st.integers(0, 10**6)
+SMALL = Size(vocabulary=400, folds=4, judged=20, max_tokens=512, epochs=1, d_model=16, heads=2, d_ff=32)
+
+
+@pytest.fixture(scope="module")
+def translator(few_pairs):
+    """A translator after some epochs, its data and the losses of its steps."""
+    data, curve = corpus(SMALL, 0, few_pairs), Curve()
+    module = trained(replace(SMALL, epochs=8), data, 0, "mix", [curve])
+    return module, data, torch.stack(curve.losses)
+
+
+@pytest.fixture(scope="module")
+def batch(translator):
+    """Held-out source, target and its mask."""
+    found = next(iter(translator[1].val_dataloader()))
+    return found["source"], found["target"], found["target"] != 0
+
+
+# examples in memory
+
+
+@given(rows=st.integers(1, 40), steps=st.integers(1, 6), size=st.integers(1, 9), seed=seeds)
+def test_all_rows_come_equally_often(rows, steps, size, seed):
+    x = torch.arange(rows).float()[:, None]
+    batches = [list(Examples(x, 2 * x[:, 0], {}, steps, size, seed).train_dataloader()) for _ in range(2)]
+    assert [len(batch["row"]) for batch in batches[0]] == [size] * steps
+    seen = torch.cat([batch["row"] for batch in batches[0]])
+    counts = torch.bincount(seen, minlength=rows)
+    assert int(counts.max() - counts.min()) <= 1
+    for batch, same in zip(*batches, strict=True):
+        assert torch.equal(batch["x"][:, 0], batch["row"].float())
+        assert torch.equal(batch["y"], 2 * batch["x"][:, 0])
+        assert torch.equal(batch["row"], same["row"])
+
+
+# 13 attention as CNN
+
+
+@given(seed=seeds, channels=st.integers(1, 4), out=st.integers(1, 4), height=st.integers(1, 6), width=st.integers(1, 6))
+@hypothesis_settings(max_examples=30)
+def test_nine_heads_are_a_convolution(seed, channels, out, height, width):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(channels, height, width, generator=generator, dtype=torch.float64)
+    kernel = torch.randn(out, channels, 3, 3, generator=generator, dtype=torch.float64)
+    wanted = F.conv2d(image[None], kernel, padding=1)[0]
+    torch.testing.assert_close(attention_as_cnn.convolved(image, kernel, 50.0), wanted, rtol=0, atol=1e-11)
+
+
+def test_a_blunt_head_is_a_gaussian():
+    weights = attention_as_cnn.quadratic_scores(5, 5, torch.tensor([[1.0, -1.0]]), 0.7).softmax(-1)[0, 12].view(5, 5)
+    y, x = np.mgrid[:5, :5]
+    wanted = np.exp(-0.7 * ((y - 3) ** 2 + (x - 1) ** 2))  # the query is (2, 2), the head looks one down, one left
+    np.testing.assert_allclose(weights.numpy(), wanted / wanted.sum(), rtol=1e-5)
+
+
+def test_signs_can_be_found_by_a_template():
+    x, y = attention_as_cnn.made_images(200, 12, torch.Generator().manual_seed(3))
+    signs = (torch.rand(8, 5, 5, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    centred = signs - signs.mean((1, 2), keepdim=True)
+    match = F.conv2d(
+        x.float().mean(1, keepdim=True), centred[:, None] / centred.flatten(1).norm(dim=1)[:, None, None, None]
+    )
+    assert float((match.amax((2, 3)).argmax(1) == y).double().mean()) > 0.95
+
+
+def test_photos_are_the_food_of_the_folder(tmp_path):
+    for part, count in (("training", 4), ("validation", 2)):
+        folder = tmp_path / "hw3_food" / part
+        folder.mkdir(parents=True)
+        for food in (0, 1):
+            for number in range(count):
+                Image.new("RGB", (20, 10), (250 * food, 100, number)).save(folder / f"{food}_{number}.png")
+    settings = attention_as_cnn.Settings(side=4, photos=True)
+    (x, y), (new, answers), facts = attention_as_cnn.photo_split(settings, 0, tmp_path)
+    assert (x.shape, new.shape, len(facts["classes"])) == ((8, 3, 4, 4), (4, 3, 4, 4), 2)
+    for images, classes in ((x, y), (new, answers)):
+        assert torch.equal(images[:, 0, 0, 0] > 125, classes == 1)
+    other = attention_as_cnn.photo_split(settings, 1, tmp_path)[0][1]
+    assert sorted(other.tolist()) == sorted(y.tolist())
+    assert not torch.equal(other, y)
+
+
+# 14 positions
+
+
+def test_the_answer_is_in_the_order_alone():
+    settings = positions.Settings(length=6, symbols=4)
+    x, y = positions.sequences(settings, 200, torch.Generator().manual_seed(0))
+    symbols = x.argmax(2)
+    for row, answer in zip(symbols.tolist(), y.tolist(), strict=True):
+        assert (row.count(0), row.count(1)) == (1, 1)
+        assert answer == (row.index(1) < row.index(0))
+    assert 70 < int(y.sum()) < 130
+
+
+@pytest.mark.parametrize(("kind", "blind"), [("none", True), ("sinusoidal", False), ("learned", False)])
+def test_only_a_net_without_positions_is_blind_to_order(kind, blind):
+    torch.manual_seed(0)
+
+    def net(features):
+        return TransformerFrames(features, 8, 2, 16, positions=kind, max_length=6, dropout=0.0)
+
+    module = SpeakerClassifier(net=net)
+    module.build({"classes": ["a", "b"], "features": 4})
+    (embedder,) = module.double().eval().nets
+    changes = positions.moved(embedder, torch.randn(3, 6, 4).double(), torch.tensor([3, 0, 5, 1, 4, 2]))
+    assert all((change < 1e-12) == blind for change in changes)
+
+
+# 15 masked attention
+
+
+@pytest.fixture
+def guesser():
+    settings = masked_attention.Settings(vocabulary=7, words=5, d_model=8, heads=2)
+    torch.manual_seed(0)
+    return {
+        name: masked_attention.translator(settings, c).double().eval() for name, c in masked_attention.KINDS.items()
+    }
+
+
+@pytest.mark.parametrize("name", masked_attention.KINDS)
+def test_influence_is_the_jacobian(guesser, name):
+    net, source, read = guesser[name], torch.tensor([[3, 1, 2]]), torch.tensor([[0, 4, 4, 6, 1]])
+    found = masked_attention.influence(net, source, read)
+    embedded, memory, step = net.embed(read).detach(), net.encode(source), 1e-6
+    wanted = torch.zeros(5, 5)
+    with torch.no_grad():
+        for j in range(5):
+            columns = []
+            for d in range(8):
+                shift = torch.zeros_like(embedded)
+                shift[0, j, d] = step
+                gap = net.decode(embedded + shift, memory) - net.decode(embedded - shift, memory)
+                columns.append(gap[0] / (2 * step))
+            wanted[:, j] = torch.stack(columns).square().sum((0, 2)).sqrt()
+    torch.testing.assert_close(found.float(), wanted, rtol=1e-4, atol=1e-7)
+    assert bool((found.triu(1) == 0).all()) == masked_attention.KINDS[name]
+
+
+def test_a_mask_hides_what_comes_later_and_nothing_else(guesser):
+    source, read = torch.tensor([[3, 1, 2]]), torch.tensor([[0, 4, 4, 6, 1]])
+    masked, bare = (masked_attention.changes(guesser[name], source, read) for name in masked_attention.KINDS)
+    assert (masked.triu(1) == 0).all()
+    assert (masked.tril() > 0).sum() == 15
+    assert (bare > 0).all()
+    with torch.no_grad():
+        gap = guesser["masked"](source, torch.tensor([[0, 4, 5, 6, 1]])) - guesser["masked"](source, read)
+    torch.testing.assert_close(masked[:, 2], gap[0].abs().amax(1))
+    assert masked_attention.apart_from_prefix(guesser["masked"], source, read) < 1e-12
+    assert masked_attention.apart_from_prefix(guesser["not masked"], source, read) > 1e-3
+
+
+def test_random_words_are_learned_only_where_they_are_seen():
+    settings = masked_attention.Settings(vocabulary=5, words=4, d_model=16, heads=2, steps=100, rate=0.01)
+    torch.manual_seed(0)
+    losses = {
+        name: masked_attention.guessing(settings, causal)[-20:] for name, causal in masked_attention.KINDS.items()
+    }
+    assert 0.97 < np.mean(losses["masked"]) < 1.1
+    assert np.mean(losses["not masked"]) < 0.8
+
+
+# 17, 18 translation
+
+
+def test_a_small_translator_learns(translator):
+    losses = translator[2]
+    assert float(losses[-5:].mean()) < 0.75 * float(losses[:5].mean())
+
+
+def test_losses_are_the_cross_entropy_of_the_next_word(translator, batch):
+    module, (source, target, valid) = translator[0], batch
+    read = read_before(target, module.ends.bos)
+    losses, right = next_words(module, module.net.encode(source, source != 0), read, target)
+    for row in range(3):
+        said, length = [], int(valid[row].sum())
+        alone = source[row : row + 1, : int((source[row] != 0).sum())]
+        for t in range(length):
+            words = torch.tensor([[2, *target[row, :t].tolist()]])
+            with torch.no_grad():
+                logs = module.net(alone, words)[0, -1].log_softmax(0)
+            assert float(losses[row, t]) == pytest.approx(-float(logs[target[row, t]]), abs=1e-4)
+            said.append(int(logs.argmax()) == int(target[row, t]))
+        assert right[row, :length].tolist() == said
+
+
+def test_judging_is_sacrebleu_s_and_the_mean_of_all_tokens(translator, monkeypatch):
+    module, data, _ = translator
+    batches = list(data.val_dataloader())
+    said = [line for b in batches for line in module.translate(b["source"], 1)]
+    chosen = [bool(q) for b in batches for q in b["quick"]]
+    references = [line for b in batches for line in b["reference"]]
+    pairs = [(s, r) for s, r, q in zip(said, references, chosen, strict=True) if q]
+    assert len(pairs) == SMALL.judged < len(said)
+    wanted = sacrebleu.corpus_bleu([s for s, _ in pairs], [[r for _, r in pairs]], tokenize="zh").score
+    losses = []
+    for b in batches:
+        with torch.no_grad():
+            logits = module.net(b["source"], read_before(b["target"], 2), b["source"] != 0)
+        losses.append(F.cross_entropy(logits.flatten(0, 1), b["target"].flatten(), ignore_index=0, reduction="sum"))
+    count = sum(int((b["target"] != 0).sum()) for b in batches)
+    moved = []
+    monkeypatch.setattr(
+        module, "transfer_batch_to_device", lambda batch, device, _: moved.append((len(batch["row"]), device)) or batch
+    )
+    found = judge_translator(module, data)
+    assert moved == [(len(b["row"]), module.device) for b in batches], "to where the net is"
+    assert found.bleu == pytest.approx(wanted, abs=1e-3)
+    assert found.loss == pytest.approx(float(sum(losses)) / count, rel=1e-4)
+
+
+def test_going_on_from_nothing_is_greedy_search(translator, batch):
+    module, source = translator[0], batch[0]
+    wanted = [best.tokens for (best,) in greedy([module.net], source, source != 0, module.ends)]
+    memory, start = module.net.encode(source, source != 0), torch.full_like(source[:, :1], module.ends.bos)
+    said = scheduled_sampling.go_on(module, memory, start, max(map(len, wanted)))
+    ended = [cut(line, module.ends.eos) for line in said.tolist()]
+    assert [line[: len(other)] for line, other in zip(ended, wanted, strict=True)] == wanted
+
+
+@given(seed=seeds, at=st.integers(1, 4))
+def test_a_wrong_word_is_another_one_of_the_pool(seed, at):
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randint(4, 40, (20, 6), generator=generator)
+    wrong = scheduled_sampling.wrong_words(target, at, target.flatten(), generator)
+    assert (wrong != target[:, at - 1]).all()
+    assert set(wrong.tolist()) <= set(target.flatten().tolist())
+
+
+def test_a_wrong_word_does_nothing_to_who_does_not_read(translator, monkeypatch):
+    module, data, _ = translator
+    settings = scheduled_sampling.Settings(SMALL, distance=5)
+    reads = scheduled_sampling.after_a_wrong_word(settings, module, data, 0)
+    assert len(reads["loss"]) == len(reads["right"]) == 5
+    assert max(abs(rise) for rise in reads["loss"]) > 0.01
+    embed = module.net.embed
+    monkeypatch.setattr(module.net, "embed", lambda words: 0 * embed(words))
+    blind = scheduled_sampling.after_a_wrong_word(settings, module, data, 0)
+    assert blind["loss"] == blind["right"] == [0] * 5
+    assert blind["clean"] == blind["corrupted"]
+
+
+def test_the_mix_is_what_the_decoder_learned(few_pairs):
+    found = cross_attention.run(cross_attention.Settings(SMALL), 0, few_pairs)
+    mix = np.array(found["mix"])
+    assert mix.shape == (2, 2)
+    np.testing.assert_allclose(mix.sum(1), 1, rtol=1e-5)
+    assert abs(mix - 0.5).max() > 1e-4
+    assert set(found["loss"]) == set(cross_attention.KINDS)
+    assert len({found["loss"][name] for name in cross_attention.KINDS}) == 3
+    assert float(MixedRouting(2, 2).scores.softmax(1)[0, 0].detach()) == 0.5
+    other = found | {"curves": {name: curve[:-1] for name, curve in found["curves"].items()}}
+    assert cross_attention.figure([found, other]), "seeds may differ by a batch"
+
+
+# all of them, end to end
+
+TINY = {
+    "attention_as_cnn": {"sizes": (16, 32), "judged": 20, "steps": 3, "d_model": 8, "heads": 2, "channels": (4,)},
+    "positions": {"length": 5, "d_model": 8, "heads": 2, "examples": 40, "judged": 20, "steps": 3},
+    "masked_attention": {"vocabulary": 6, "words": 4, "d_model": 8, "heads": 2, "steps": 5},
+    "cross_attention": {"size": SMALL},
+    "scheduled_sampling": {"size": SMALL},
+}
+
+
+@pytest.mark.parametrize("name", ["attention_as_cnn", "cross_attention", "scheduled_sampling"])
+def test_nets_take_their_accelerator(name, few_pairs):
+    other = {"size": replace(SMALL, accelerator="abacus")} if "size" in TINY[name] else {"accelerator": "abacus"}
+    study = machine.load(name)
+    with pytest.raises(ValueError, match="abacus"):
+        study.run(replace(study.quick, **TINY[name] | other), 0, few_pairs)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_study_runs_is_judged_drawn_and_told(name, few_pairs, monkeypatch, tmp_path):
+    monkeypatch.setenv("LEEML_CACHE", str(tmp_path / "cache"))
+    study = machine.load(name)
+    tiny = replace(study.quick, **TINY[name])
+    found = ran_study(name, tiny, few_pairs)
+    if name in ("positions", "masked_attention"):
+        with machine.seeded(0):
+            again = study.run(tiny, 0, few_pairs)
+        assert again == found[0], "a seed tells all"
