@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from datamodules.generated import write_covid, write_translation
-from scripts import study as machine
 from scripts.leeml import main
+from scripts.studies.lab import machine
 from scripts.studies.lab.evidence import verdict
 from scripts.studies.lab.page import page
 

@@ -11,7 +11,8 @@ from translation_run import PAIRS, train, write_data
 from datamodules.hw5_translation import TranslationData
 from datamodules.text.cleaning import clean_zh
 from modules.hw5_translation import Translator
-from scripts import translate
+from scripts.translation.chunks import CHUNK
+from scripts.translation.translator import LineTranslator
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +80,9 @@ def test_shards_and_resumed_tables_are_the_whole(run, table, tmp_path, monkeypat
     for n, part in enumerate(parts, 1):
         works("distill", "--run_dir", run, "--output", part, "--shard", f"{n}/2")
     assert parts[0].read_bytes() + parts[1].read_bytes() == table.read_bytes()
-    assert len(lines(parts[0])) == 1 + translate.CHUNK
+    assert len(lines(parts[0])) == 1 + CHUNK
     with monkeypatch.context() as patch:
-        patch.setattr(translate.LineTranslator, "__call__", stop_at_second(translate.LineTranslator.__call__))
+        patch.setattr(LineTranslator, "__call__", stop_at_second(LineTranslator.__call__))
         assert answer("distill", "--run_dir", run, "--output", tmp_path / "new.tsv").code == 130
     assert not (tmp_path / "new.tsv").exists()
     assert lines(tmp_path / "new.tsv.part") == lines(parts[0])

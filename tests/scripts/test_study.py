@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,11 +18,12 @@ from scipy import stats
 
 from datamodules.errors import DataError
 from datamodules.hw1_covid import CovidData
-from scripts import study as machine
+from scripts import study
+from scripts.studies.lab import machine
 from scripts.studies.lab.evidence import Finding, Study, across, effect, fact, interval, mean_and_spread, verdict
-from scripts.studies.lab.page import page
+from scripts.studies.lab.page import page, source
 
-PROJECT = Path(machine.__file__).parent.parent
+PROJECT = Path(machine.__file__).resolve().parents[3]
 numbers = st.floats(-100, 100).map(lambda x: round(x, 3))
 
 
@@ -124,14 +125,15 @@ def counter():
 def toy(tmp_path, monkeypatch, counter):
     """A project with one study, toy; returns its folder."""
     project = tmp_path / "project"
-    (project / "scripts" / "studies").mkdir(parents=True)
+    (project / "scripts" / "studies" / "lab").mkdir(parents=True)
     (project / "scripts" / "studies" / "toy.py").write_text("# version 1\n")
     (project / "scripts" / "studies" / "other.py").write_text("")
-    (project / "scripts" / "study_fit.py").write_text("")
+    (project / "scripts" / "studies" / "lab" / "fit.py").write_text("")
     (project / "code.py").write_text("class Thing:\n    def method(self):\n        return '<b>'\n")
     monkeypatch.setattr("datamodules.base.PROJECT", project)
     monkeypatch.setenv("LEEML_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(machine, "names", lambda: ["toy"])
+    for user in (machine, study):
+        monkeypatch.setattr(user, "names", lambda: ["toy"])
     monkeypatch.setattr(machine, "cpu_count", lambda: 1)  # other processes would know nothing of all this
     found = toy_study(counter)
     monkeypatch.setattr(machine, "load", lambda name: found)
@@ -163,10 +165,10 @@ def test_other_settings_or_code_are_measured_anew(toy, counter):
     assert counter.runs[2:] == [(1, 0), (1, 0)]
     run_toy(seeds=1)
     assert len(counter.runs) == 4
-    (toy / "scripts" / "study_shared.py").write_text("")
-    (toy / "scripts" / "studies" / "toy.py").write_text("from scripts.study_shared import fit\n")
+    (toy / "scripts" / "studies" / "lab" / "shared.py").write_text("")
+    (toy / "scripts" / "studies" / "toy.py").write_text("from scripts.studies.lab.shared import fit\n")
     run_toy(seeds=1)
-    (toy / "scripts" / "study_shared.py").write_text("# what studies share has changed\n")
+    (toy / "scripts" / "studies" / "lab" / "shared.py").write_text("# what studies share has changed\n")
     run_toy(seeds=1)
     assert len(counter.runs) == 6
 
@@ -312,7 +314,8 @@ def test_all_with_something_left_out_says_so_and_fails(toy, counter, monkeypatch
 
     plans = {"toy": toy_study(counter), "other": toy_study(counter, number=1, run=fails)}
     monkeypatch.setattr(machine, "load", plans.__getitem__)
-    monkeypatch.setattr(machine, "names", lambda: ["other", "toy"])
+    for user in (machine, study):
+        monkeypatch.setattr(user, "names", lambda: ["other", "toy"])
     said = answer("study", "all", "--report", tmp_path / "report")
     assert said.code == 1
     assert "other: not run: no files here" in said.out
@@ -352,9 +355,9 @@ def test_wandb_gets_a_run_a_seed_and_the_verdict(toy, monkeypatch, tmp_path):
 
 
 def test_source_finds_a_method_and_its_line(toy):
-    assert machine.source("code.py:Thing.method") == ("    def method(self):\n        return '<b>'", 2)
+    assert source("code.py:Thing.method") == ("    def method(self):\n        return '<b>'", 2)
     with pytest.raises(LookupError, match="nothing"):
-        machine.source("code.py:Thing.nothing")
+        source("code.py:Thing.nothing")
 
 
 class Links(HTMLParser):
@@ -409,11 +412,11 @@ def test_a_study_is_complete(name):
     assert study.seeds >= 3
     assert study.code
     for place in study.code:
-        text, line = machine.source(place)
+        text, line = source(place)
         assert text
         assert line > 0
     for settings in (study.quick, study.full):
-        json.dumps(machine.asdict(settings))
+        json.dumps(asdict(settings))
         assert replace(settings) == settings
     Links().feed(f"<p>{study.idea}{study.formula}</p>")
 

@@ -17,15 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from translation_run import TESTS, train, write_data
 
+from datamodules.errors import DataError
 from datamodules.text.cleaning import CLEAN, is_simplified
 from modules.hw5_translation import Translator
 from modules.translation.detokenize import RESTORE
 from scripts import translate
+from scripts.cli.mistakes import Parser
 from scripts.run.checkpoint import load_model
-from scripts.translation.chunks import Shard, write_all
+from scripts.translation import chunks, translator
+from scripts.translation.chunks import CHUNK, Shard, write_all
 from scripts.translation.reading import Line, read
 from scripts.translation.translator import LineTranslator
-from scripts.translation.writing import StandardOutput
+from scripts.translation.writing import StandardOutput, WholeFile, unbroken
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 
@@ -59,7 +62,7 @@ def echo(self, source):
 def echoing(monkeypatch):
     """A model that repeats its source, and chunks of four lines."""
     monkeypatch.setattr(Translator, "translate", echo)
-    monkeypatch.setattr(translate, "CHUNK", 4)
+    monkeypatch.setattr(chunks, "CHUNK", 4)
 
 
 def feed(monkeypatch, content, terminal=False):
@@ -112,7 +115,7 @@ def test_every_line_has_its_own_in_its_place(echo_lines, tmp_path_factory, lines
     got = list(read([path]))
     sink = Collected()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(translate, "CHUNK", 7)
+        patch.setattr(chunks, "CHUNK", 7)
         write_all(read([path]), None, None, echo_lines, sink, lambda line, said: said)
     bom = [line.removeprefix("\ufeff") if n == 0 else line for n, line in enumerate(lines)]
     assert [line.text for line in got] == [line.removesuffix("\r") for line in bom]
@@ -180,7 +183,7 @@ def test_flags_reach_the_model(best):
 
 
 def translate_parser():
-    parser = translate.Parser(prog="leeml translate")
+    parser = Parser(prog="leeml translate")
     parser.add_argument("--output", type=Path)
     translate.add_options(parser)
     return parser
@@ -276,9 +279,9 @@ def test_models_that_make_no_ensemble(best, monkeypatch):
         model.__class__ = Parallel
         return model
 
-    monkeypatch.setattr(translate, "load_model", load)
+    monkeypatch.setattr(translator, "load_model", load)
     LineTranslator([(best, [])], "cpu", 99)
-    with pytest.raises(translate.DataError, match="only models that say word after word make an ensemble"):
+    with pytest.raises(DataError, match="only models that say word after word make an ensemble"):
         LineTranslator([(best, []), (best, [])], "cpu", 99)
 
 
@@ -368,7 +371,7 @@ class TestResume:
         lines = file.read_text().splitlines()
         if change == "longer":  # the last chunk was not full, and now there is more
             with monkeypatch.context() as patch:
-                patch.setattr(translate.WholeFile, "finish", interrupted)
+                patch.setattr(WholeFile, "finish", interrupted)
                 feed(patch, file.read_bytes())
                 assert answer("translate", "--run_dir", run, "--output", left, "--resume").code == 130
             assert left.with_name("out.zh.part").read_text() == file.read_text()
@@ -408,7 +411,7 @@ def test_ctrl_c_waits_for_the_end_of_a_line(run, tmp_path, monkeypatch):
 
 def test_a_second_ctrl_c_does_not_wait():
     def stuck():
-        with translate.unbroken():
+        with unbroken():
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
             pytest.fail("it waits")
@@ -426,10 +429,10 @@ def process(*args, **options):
 
 def test_ctrl_c_leaves_whole_lines(run):
     running = process("--run_dir", run, "--beam", 1, stdin=subprocess.PIPE)
-    lines = [f"line {n}\n" for n in range(translate.CHUNK + 9)]
+    lines = [f"line {n}\n" for n in range(CHUNK + 9)]
     running.stdin.write("".join(lines))
     running.stdin.flush()
-    got = [running.stdout.readline() for _ in range(translate.CHUNK)]
+    got = [running.stdout.readline() for _ in range(CHUNK)]
     running.send_signal(signal.SIGINT)  # as it waits for more
     rest, said = running.communicate()
     assert running.returncode == 130
@@ -439,7 +442,7 @@ def test_ctrl_c_leaves_whole_lines(run):
 
 
 def test_a_closed_pipe_is_no_fault(run, tmp_path):
-    running = process("--run_dir", run, "--beam", 1, numbered(2 * translate.CHUNK, tmp_path))
+    running = process("--run_dir", run, "--beam", 1, numbered(2 * CHUNK, tmp_path))
     assert running.stdout.readline().endswith("\n")
     running.stdout.close()
     said = running.stderr.read()
@@ -463,7 +466,7 @@ def test_shards_put_together_are_the_whole(run, tmp_path, parts):
 def test_shards_follow_each_other(total, parts):
     found = [Shard(n, parts).lines(total) for n in range(1, parts + 1)]
     assert [line for part in found for line in part] == list(range(total))
-    assert all(not part or part.start % translate.CHUNK == 0 for part in found)
+    assert all(not part or part.start % CHUNK == 0 for part in found)
 
 
 @pytest.mark.usefixtures("echoing")

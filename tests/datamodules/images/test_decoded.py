@@ -24,7 +24,7 @@ from datamodules.files import cache
 from datamodules.images import decoded
 from datamodules.images.decoded import decode, pixels
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 BILINEAR = Image.Resampling.BILINEAR
 BEST: dict[str, dict[str, int]] = {"JPEG": {"quality": 98, "subsampling": 0}, "PNG": {}}
 
@@ -436,7 +436,7 @@ def test_a_kill_half_way_leaves_nothing_wrong(tmp_path: Path, folder: Path) -> N
 
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Bar(cache.tqdm):
+    class Bar(decoded.tqdm):
         def update(self, n: float | None = 1) -> None:
             if self.desc == "decoding images":
                 raise KeyboardInterrupt
@@ -445,14 +445,14 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, folder: Path, monkeypatch: pytest
     monkeypatch.setattr(decoded, "CHUNK", 1)
     monkeypatch.setattr(decoded, "cpu_count", lambda: 2)
     paths = some(tmp_path, 20)
-    monkeypatch.setattr(cache, "tqdm", Bar)
+    monkeypatch.setattr(decoded, "tqdm", Bar)
     with pytest.raises(KeyboardInterrupt):
         decode(paths, 16)
     assert maps(folder) == list(folder.glob("*.part")) == []
 
 
 def test_the_workers_import_neither_torch_nor_lightning() -> None:
-    code = "import sys, datamodules.files.cache; print({'torch', 'lightning', 'torchvision'} & {*sys.modules})"
+    code = "import sys, datamodules.images.decoded; print({'torch', 'lightning', 'torchvision'} & {*sys.modules})"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=PROJECT, text=True).strip() == "set()"
 
 

@@ -16,7 +16,7 @@ from datamodules.speech import packed
 from datamodules.speech.libriphone import read_features
 from datamodules.speech.packed import concatenate, pack, windows
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
 from modules.pictures import classifiers as pictures
+from modules.pictures import style
 
 MATRIX = torch.tensor([[6, 2, 0], [0, 0, 0], [1, 0, 3]])  # no sample of the second class
 NAMES = ["bread", "egg", "soup"]
@@ -27,7 +28,7 @@ def _strict():
 
 @pytest.fixture
 def no_chinese_font(monkeypatch):
-    monkeypatch.setattr(pictures, "chinese_fonts", lambda: [])
+    monkeypatch.setattr(style, "chinese_fonts", lambda: [])
 
 
 @pytest.fixture
@@ -49,10 +50,10 @@ def chinese_font(tmp_path):
     font.save(tmp_path / "one.ttf")
     entries = list(fontManager.ttflist)
     fontManager.addfont(tmp_path / "one.ttf")
-    pictures.chinese_fonts.cache_clear()
+    style.chinese_fonts.cache_clear()
     yield "AAA One Letter"
     fontManager.ttflist[:] = entries
-    pictures.chinese_fonts.cache_clear()
+    style.chinese_fonts.cache_clear()
 
 
 def paint(figure: Figure) -> None:
@@ -340,7 +341,7 @@ def test_letters_without_a_font_are_escaped(no_chinese_font):
 
 
 def test_letters_are_kept_where_a_font_has_them(chinese_font):
-    assert pictures.chinese_fonts() == [chinese_font]
+    assert style.chinese_fonts() == [chinese_font]
     assert pictures.printable("中 a") == "中 a"
     for figure in everything(["中", "a 中", "pasta"]):
         paint(figure)
@@ -348,12 +349,12 @@ def test_letters_are_kept_where_a_font_has_them(chinese_font):
 
 def test_the_font_of_last_resort_does_not_count(monkeypatch):
     monkeypatch.setattr(fontManager, "ttflist", [f for f in fontManager.ttflist if "/mpl-data/" in f.fname])
-    assert pictures.chinese_fonts.__wrapped__() == []
+    assert style.chinese_fonts.__wrapped__() == []
 
 
 def test_a_font_that_has_been_removed_does_no_harm(chinese_font, tmp_path):
     (tmp_path / "one.ttf").unlink()
-    assert chinese_font not in pictures.chinese_fonts()
+    assert chinese_font not in style.chinese_fonts()
 
 
 def test_dollars_are_no_formula():

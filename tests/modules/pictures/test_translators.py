@@ -8,7 +8,7 @@ import pytest
 import sacrebleu
 import torch
 
-from modules.pictures import classifiers as pictures
+from modules.pictures import style
 from modules.pictures.translators import bleu_by_length, cross_attention_maps, position_similarity
 
 PIECES = ["▁", "我", "▁love", "$", "</s>"]
@@ -22,8 +22,8 @@ def labels(axis):
 def chinese(request, monkeypatch):
     """Whether there are Chinese glyphs."""
     if not request.param:
-        monkeypatch.setattr(pictures, "chinese_fonts", lambda: [])
-    return bool(pictures.chinese_fonts())
+        monkeypatch.setattr(style, "chinese_fonts", lambda: [])
+    return bool(style.chinese_fonts())
 
 
 def paint(figure):

@@ -18,8 +18,8 @@ from modules.nets.frame_encoders import TransformerFrames
 from modules.nets.routing import MixedRouting
 from modules.translation.parallel_search import cut
 from modules.translation.search import greedy
-from scripts import study as machine
 from scripts.studies import attention_as_cnn, cross_attention, masked_attention, positions, scheduled_sampling
+from scripts.studies.lab import machine
 from scripts.studies.lab.examples import Examples
 from scripts.studies.lab.fit import Curve
 from scripts.studies.lab.translation import Size, corpus, judge_translator, next_words, read_before, trained

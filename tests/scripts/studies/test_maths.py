@@ -15,7 +15,6 @@ from torch import nn
 from datamodules.generated import write_covid
 from datamodules.hw1_covid import CovidData
 from modules.nets.mlp import MLP
-from scripts import study as machine
 from scripts.studies import (
     adaptive_rates,
     critical_points,
@@ -25,6 +24,7 @@ from scripts.studies import (
     overfitting,
     sigmoids,
 )
+from scripts.studies.lab import machine
 from scripts.studies.lab.fit import Curve, Errors, errors, fit, regressor, rows
 
 seeds = st.integers(0, 10**6)

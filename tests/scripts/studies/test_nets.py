@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from datamodules import generated as sample
-from scripts import study as machine
 from scripts.studies import batch_norm, cnn, warmup
+from scripts.studies.lab import machine
 
 seeds = st.integers(0, 10**6)
 

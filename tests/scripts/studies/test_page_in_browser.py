@@ -9,7 +9,7 @@ from html import unescape
 
 import pytest
 
-from scripts import study as machine
+from scripts.studies.lab import machine
 from scripts.studies.lab.page import page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

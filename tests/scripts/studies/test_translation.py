@@ -13,8 +13,8 @@ from conftest import ran_study
 
 from modules.hw5_parallel import MaskedTranslator, OneShotTranslator
 from modules.hw5_translation import Translator
-from scripts import study as machine
 from scripts.studies import autoregressive, reinforcement
+from scripts.studies.lab import machine
 from scripts.studies.lab.translation import WORDS, Size, corpus, judge_translator, small_language, trained
 
 SMALL = Size(vocabulary=400, folds=4, judged=20, max_tokens=512, epochs=1, layers=1, d_model=16, heads=2, d_ff=32)
