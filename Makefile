@@ -7,13 +7,29 @@ endif
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install train test lint
+CONSTRAINTS ?= constraints.txt
+
+.PHONY: install constraints train lint check test
 install: .venv/installed
 
-.venv/installed: pyproject.toml
+# uv where it is on PATH, else pip; bytecode is compiled when a module is first imported
+.venv/installed: pyproject.toml $(CONSTRAINTS)
+ifneq ($(shell command -v uv 2>/dev/null),)
+	uv venv -q --allow-existing --python $(PYTHON) .venv
+	uv pip install -q --python .venv $(CONSTRAINTS:%=-c %) -e '.[dev]'
+else
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -q -e '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check --no-compile -q $(CONSTRAINTS:%=-c %) -e '.[dev]'
+endif
 	touch $@
+
+# names and versions of what is installed, without ourselves and without CUDA's packages, which torch pins
+constraints: install
+	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -c 'import importlib.metadata as m; \
+	print(*(f"{d.name}=={d.version}" for d in m.distributions()), sep="\n")' | \
+	tr '[:upper:]_' '[:lower:]-' | sed 's/+.*//' | LC_ALL=C sort -u | \
+	grep -vE '^(leeml|pip|setuptools|uv|triton|cuda|nvidia)[-=]'; } > constraints.new
+	mv constraints.new constraints.txt
 
 train: install
 	$(BIN)/leeml data sample $(HW) --if_empty
