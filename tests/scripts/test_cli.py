@@ -1,15 +1,12 @@
 """The command line from `leeml --help` to the submission file: what it takes, what it writes, and that flags win."""
 
 import csv
-import functools
 import importlib
 import inspect
 import io
-import itertools
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -24,7 +21,6 @@ import yaml
 from conftest import answer, tree, works
 
 from callbacks.checkpoints import LastCheckpoint
-from scripts import kfold
 from scripts.cli.homeworks import data_class, homeworks
 from scripts.run.folder import RunFolder
 from scripts.train import plan, run_cli
@@ -296,74 +292,6 @@ def test_a_named_class_keeps_no_argument_of_another(config):
             if key not in said[name].get("init_args", {}):
                 default = parameters[key].default
                 assert value == (list(default) if isinstance(default, tuple) else default), f"{name}.{key}"
-
-
-# README
-
-
-def readme_commands():
-    """Every leeml command in the READMEs' bash blocks."""
-    found = []
-    for path in sorted(PROJECT.glob("README*.md")):
-        for block in re.findall(r"^```bash\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
-            for line in block.replace("\\\n", " ").splitlines():
-                if line.lstrip("$ ").startswith("leeml"):
-                    found.append(pytest.param(line.lstrip("$ "), id=f"{path.name}: {line.strip()}"))
-    return found or [pytest.param("", marks=pytest.mark.skip(reason="no README*.md with leeml commands yet"))]
-
-
-class Parsed(Exception):
-    pass
-
-
-@pytest.mark.parametrize("line", readme_commands())
-def test_commands_of_the_readme_parse(line, run, data, monkeypatch):
-    """Parsed as typed, but for folders that exist only in the README; nothing is run."""
-    words = shlex.split(line, comments=True)[1:]
-    words = list(itertools.takewhile(lambda w: w not in ("|", "&&", ";", ">"), words))
-    verb = words[0] if words else ""
-    if verb in ("validate", "test", "predict", "fit"):
-        for i, flag in enumerate(words[:-1]):
-            if flag == "--run_dir" and (verb != "fit" or "--resume" in words):
-                words[i + 1] = str(run)
-            if flag == "--ckpt_path" and words[i + 1] not in ("best", "last"):
-                words[i + 1] = str(run / "checkpoints" / "best.ckpt")
-        if "--help" not in words:
-            parsed, _, _ = plan(words)
-            words = [*parsed, "--print_config"]
-    elif verb == "kfold":
-
-        def parse_only(args, early_stopping=True):
-            assert answer(*args, "--print_config").code == 0
-            raise Parsed
-
-        monkeypatch.setattr(kfold, "run_cli", parse_only)
-        with pytest.raises(Parsed):
-            kfold.main(words)
-        return
-    elif verb in ("translate", "distill"):
-
-        def known(own, flags):
-            raise Parsed
-
-        module = importlib.import_module(f"scripts.{verb}")
-        monkeypatch.setattr(module, "planned", known)
-        with pytest.raises(Parsed):
-            module.main(words)
-        return
-    elif verb == "data":
-        for method in ("sample", "fetch", "prepare", "describe"):
-            cls = data_class(words[2])  # its flags come from the signature, which stays
-            monkeypatch.setattr(cls, method, functools.wraps(getattr(cls, method))(lambda *args, **options: []))
-    elif verb == "bench":
-        bench = importlib.import_module(f"scripts.benches.{words[1]}")
-        for part in ("speed", "accuracy", "decoding"):
-            monkeypatch.setattr(bench, part, lambda *args: None, raising=part != "decoding")
-    elif verb == "study":
-        study = importlib.import_module("scripts.study")
-        monkeypatch.setattr(study, "run_studies", lambda *args: ([], {}))
-        monkeypatch.setattr(study, "write_text", lambda *args: None)
-    works(*words)
 
 
 # stopping and going on
