@@ -42,5 +42,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# for the daily loop: lint, types, and the tests of what changed since the branch left main
+check: lint
+	$(BIN)/pytest -m "not slow" $$($(BIN)/python tests/changed.py)
+
 test: lint
 	$(BIN)/pytest
