@@ -1,1 +1,1 @@
-"""One file a verb of the command `leeml`."""
+"""One file per subcommand of `leeml`; the folders hold what they share."""

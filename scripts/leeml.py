@@ -1,4 +1,4 @@
-"""The command `leeml`: finds the verb, turns a user's mistake into one line, and imports torch only when it must."""
+"""The command `leeml`: finds the subcommand, turns a user's mistake into one line, imports torch only when it must."""
 
 import errno
 import importlib
@@ -29,7 +29,7 @@ More: leeml --help, leeml fit --help, README.md"""
 
 MENDS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space and run it again"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its rights or choose another place"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions or choose another place"),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is in the way of a folder, choose another place"),
     errno.EISDIR: "a folder is in the way of a file, choose another name",
     errno.ENOENT: "check the path",
@@ -37,13 +37,13 @@ MENDS = {
 
 
 def usage() -> str:
-    """All verbs, a line each."""
+    """The help of leeml: all subcommands, one line each."""
     lines = [f"  {verb:<9} {text}" for verb, (_, text) in VERBS.items()]
-    return "usage: leeml VERB ...\n\n" + "\n".join(lines) + "\n\nEach verb has its own --help."
+    return "usage: leeml SUBCOMMAND ...\n\n" + "\n".join(lines) + "\n\nEach subcommand has its own --help."
 
 
 def explain(error: BaseException) -> str | None:
-    """One line for a mistake the user can mend; None for a fault of ours, which deserves its traceback."""
+    """One line for a mistake that the user can fix; None for a fault of ours, which deserves its traceback."""
     kind = type(error).__name__
     if kind in ("DataError", "UsageError", "MisconfigurationException"):
         return str(error)
@@ -51,14 +51,14 @@ def explain(error: BaseException) -> str | None:
         where = error.filename2 or error.filename or "while writing"
         return f"{where}: {os.strerror(error.errno).lower()}; {MENDS[error.errno]}"
     if str(error).startswith("Early stopping conditioned on metric"):
-        return f"{error}; let the validation run, or leave out EarlyStopping"
+        return f"{error}; let the validation run, or remove EarlyStopping"
     if error.__cause__ is not None:
         return explain(error.__cause__)
     return None
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; returns the exit code: 0, 1 (cannot be done), 2 (not understood), 130 (stopped by hand)."""
+    """Run one subcommand; returns the exit code: 0, 1 (cannot be done), 2 (not understood), 130 (stopped by hand)."""
     args = sys.argv[1:] if argv is None else argv
     if not args:
         print(NEXT)
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
         near = difflib.get_close_matches(args[0], VERBS, 1)
         hint = f"did you mean {near[0]!r}?" if near else "see leeml --help"
-        print(f"leeml: error: no verb {args[0]!r}; {hint}", file=sys.stderr)
+        print(f"leeml: error: no subcommand {args[0]!r}; {hint}", file=sys.stderr)
         return 2
     try:
         return importlib.import_module(f"scripts.{VERBS[args[0]][0]}").main(args)

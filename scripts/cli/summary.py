@@ -1,4 +1,4 @@
-"""The short table at the end of a verb: the score, the course's lines, and where the files are."""
+"""The short table at the end of a subcommand: the score, the course's baselines, and where the files are."""
 
 from typing import TYPE_CHECKING, Any
 
