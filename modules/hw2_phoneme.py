@@ -1,9 +1,8 @@
 """HW2: the phone of every frame, from a window around it or from the whole utterance."""
 
 import inspect
-import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -12,11 +11,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import WordErrorRate
 
-from modules.base import HomeworkModule
+from modules.classifier import Classifier, Judged, check_shares, mean_log_probabilities
 from modules.nets.vocal_tract import VocalTract
 from modules.nets.window_mlp import WindowMLP
 from modules.pictures.classifiers import class_accuracy, confusion_matrix, labelled_frames
@@ -25,7 +23,7 @@ from modules.viterbi import viterbi
 SHOWN = 400  # frames of the utterance that is drawn, at most
 
 
-class PhonemeClassifier(HomeworkModule):
+class PhonemeClassifier(Classifier):
     """Cross-entropy over frames, by `members` networks of one kind whose probabilities are averaged.
 
     Args:
@@ -43,8 +41,6 @@ class PhonemeClassifier(HomeworkModule):
     """
 
     homework: ClassVar[str] = "hw2_phoneme"
-    monitor: ClassVar[str] = "val/accuracy"
-    mode: ClassVar[str] = "max"
 
     def __init__(
         self,
@@ -56,18 +52,13 @@ class PhonemeClassifier(HomeworkModule):
         augment: list[nn.Module] | None = None,
         smoothing: float = 0.0,
     ) -> None:
-        super().__init__(optimizer)
-        if members < 1:
-            raise MisconfigurationException(f"model.members is {members}: expected at least 1")
+        super().__init__(optimizer, members, label_smoothing)
+        check_shares(dropout=dropout)
         if smoothing < 0:
             raise MisconfigurationException(f"model.smoothing is {smoothing}: expected 0 or more")
-        for name, value in {"dropout": dropout, "label_smoothing": label_smoothing}.items():
-            if not 0 <= value < 1:
-                raise MisconfigurationException(f"model.{name} is {value}: expected 0 or more, below 1")
         self.save_hyperparameters(ignore=["optimizer", "net", "augment"])
         self.new_net: Callable[..., nn.Module] = net or WindowMLP
-        self.members, self.dropout = members, dropout
-        self.label_smoothing, self.smoothing = label_smoothing, smoothing
+        self.dropout, self.smoothing = dropout, smoothing
         self.augment = nn.ModuleList(augment or [])
         self._shown: tuple[Tensor, Tensor, Tensor] | None = None
         self.transitions: Tensor
@@ -91,18 +82,13 @@ class PhonemeClassifier(HomeworkModule):
         widths: list[Any] = [net.out for net in nets]
         self.heads = nn.ModuleList(nn.Sequential(nn.Dropout(self.dropout), nn.Linear(width, count)) for width in widths)
         self.register_buffer("transitions", facts["transitions"], persistent=False)  # the facts keep them
-        metrics: dict[str, Metric | MetricCollection] = {
-            "accuracy": MulticlassAccuracy(count, average="micro", validate_args=False),
-            "accuracy_without_silence": MulticlassAccuracy(
+        self.error = WordErrorRate()
+        self.build_metrics(
+            count,
+            accuracy_without_silence=MulticlassAccuracy(
                 count, average="micro", ignore_index=facts["silence"], validate_args=False
             ),
-        }
-        # no groups: torchmetrics would take the two for one where the first batch holds no silence
-        self.val_metrics = MetricCollection(metrics, prefix="val/", compute_groups=False)
-        self.test_metrics = self.val_metrics.clone("test/")
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
-        self.error = WordErrorRate()
-        self.confusion = MulticlassConfusionMatrix(count, validate_args=False)
+        )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Class scores of every member: windows (B, n, D) -> (M, B, C); utterances (B, T, D) -> (M, B, T, C)."""
@@ -117,102 +103,62 @@ class PhonemeClassifier(HomeworkModule):
             scores.append(head(net(seen, mask)))
         return torch.stack(scores)
 
-    def _frames(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Scores (M, F, C) of all frames that are there, one utterance after the other, and their rows (F,)."""
+    def of_each_row(self, batch: dict[str, Tensor], name: str) -> Tensor:
+        """The batch's `y` or `row` of all frames that are there (F,), one utterance after the other."""
+        return batch[name][batch["mask"]] if "mask" in batch else batch[name]
+
+    def scores(self, batch: dict[str, Tensor]) -> Tensor:
+        """Class scores of every member (M, F, C) for all frames that are there, one utterance after the other."""
         if "mask" not in batch:
-            return self(batch["x"]), batch["row"]
-        mask = batch["mask"]
-        return self(batch["x"], mask)[:, mask], batch["row"][mask]
-
-    @staticmethod
-    def _targets(batch: dict[str, Tensor]) -> Tensor:
-        return batch["y"][batch["mask"]] if "mask" in batch else batch["y"]
-
-    # training
+            return self(batch["x"])
+        return self(batch["x"], batch["mask"])[:, batch["mask"]]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy, the mean over frames and members."""
-        scores, _ = self._frames(batch)
-        y = self._targets(batch)
-        every = y.expand(self.members, -1)
-        losses = F.cross_entropy(
-            scores.flatten(0, 1), every.flatten(), label_smoothing=self.label_smoothing, reduction="sum"
-        )
-        # the members' sum is what is differentiated: each learns as if alone, but that clipping sees them together
-        loss = self.global_mean(losses, len(y))
-        self.track(loss / self.members, scores.argmax(-1) == every)
-        return loss
+        return self.members_loss(self.scores(batch), self.of_each_row(batch, "y"))
 
     # judging
 
-    def judge(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """Log-probabilities (F, C), answers (F,), rows (F,), and the answers by utterance where its ends are known."""
-        scores, rows = self._frames(batch)
-        logs = scores.float().log_softmax(-1).logsumexp(0) - math.log(self.members)
-        lengths = batch["mask"].sum(1) if "mask" in batch else batch.get("lengths")
-        if lengths is None:
-            if self.smoothing:
-                raise MisconfigurationException("model.smoothing needs to know where utterances end; TIMIT-11 does not")
-            return logs, logs.argmax(1), rows, []
-        sizes = lengths.tolist()
+    def judge(self, batch: dict[str, Tensor]) -> Judged:
+        """The members' mean, and with smoothing the classes on the likeliest path of each utterance."""
+        logs = mean_log_probabilities(self.scores(batch))
         if not self.smoothing:
-            said = logs.argmax(1)
-        else:
-            mask = torch.arange(max(sizes), device=logs.device) < lengths.to(logs.device).unsqueeze(1)
-            padded = pad_sequence(list(logs.split(sizes)), batch_first=True)
-            said = viterbi(padded, self.smoothing * self.transitions, mask)[mask]
-        return logs, said, rows, list(said.split(sizes))
+            return Judged(logs, logs)
+        sizes = lengths(batch)
+        if not sizes:
+            raise MisconfigurationException("model.smoothing needs to know where utterances end; TIMIT-11 does not")
+        padded = pad_sequence(list(logs.split(sizes)), batch_first=True)
+        mask = torch.arange(max(sizes), device=logs.device) < torch.tensor(sizes, device=logs.device).unsqueeze(1)
+        path = viterbi(padded, self.smoothing * self.transitions, mask)[mask]
+        return Judged(logs, F.one_hot(path, logs.shape[1]).to(logs.dtype))
 
-    def _evaluate(
-        self, batch: dict[str, Tensor], name: str, metrics: MetricCollection, loss: MeanMetric
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Returns the targets (F,), and the answers by utterance where its ends are known."""
-        logs, said, _, utterances = self.judge(batch)
-        y = self._targets(batch)
-        metrics.update(said, y)
-        loss.update(F.nll_loss(logs, y, reduction="none"))
-        self.confusion.update(said, y)
-        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
-        self.log(f"{name}/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
-        if self._shown is None:
-            first = slice(min(SHOWN, len(utterances[0]) if utterances else SHOWN))
-            x = batch["x"][0] if "mask" in batch else batch["x"][:, batch["x"].shape[1] // 2]
-            self._shown = x[first].float().cpu(), y[first].cpu(), said[first].cpu()
-        return y, utterances
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the frames of the epoch before."""
-        self._shown = None
-        self.confusion.reset()
-
-    on_test_epoch_start = on_validation_epoch_start
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Frame accuracy and cross-entropy on the utterances held out."""
-        self._evaluate(batch, "val", self.val_metrics, self.val_loss)
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """As validation, and the phone error rate, which is slow: edits are counted in Python."""
-        y, utterances = self._evaluate(batch, "test", self.test_metrics, self.test_loss)
-        if utterances:
-            true = y.cpu().split([len(part) for part in utterances])
-            self.error.update([phones(part.cpu()) for part in utterances], [phones(part) for part in true])
+    def evaluate(self, batch: dict[str, Tensor], stage: Literal["val", "test"]) -> tuple[Judged, Tensor]:
+        """In a test the phone error rate too, which is slow: edits are counted in Python."""
+        judged, y = super().evaluate(batch, stage)
+        if stage == "test" and (sizes := lengths(batch)):
+            said, true = ([phones(part) for part in labels.cpu().split(sizes)] for labels in (judged.answers, y))
+            self.error.update(said, true)
             self.log("test/phone_error_rate", self.error, on_step=False, on_epoch=True, batch_size=len(y))
+        return judged, y
 
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Row numbers (F,) and class probabilities (F, C); with smoothing 1 for the class on the likeliest path."""
-        logs, said, rows, _ = self.judge(batch)
-        sure = F.one_hot(said, logs.shape[1]).to(logs.dtype) if self.smoothing else logs.exp()
-        return {"row": rows, "prediction": sure}
+    def remember(self, batch: dict[str, Tensor], judged: Judged, y: Tensor) -> None:
+        """Keep the first utterance, or its beginning."""
+        if self._shown is None:
+            first = slice(min(SHOWN, (lengths(batch) or [SHOWN])[0]))
+            x = batch["x"][0] if "mask" in batch else batch["x"][:, batch["x"].shape[1] // 2]
+            self._shown = x[first].float().cpu(), y[first].cpu(), judged.answers[first].cpu()
+
+    def forget(self) -> None:
+        """Drop the utterance of the epoch before."""
+        self._shown = None
 
     # pictures
 
     def draw(self) -> dict[str, Figure]:
         """Confusions, accuracy by class, and one utterance with its true and its predicted phones."""
-        if self.facts is None or not (self._shown or self.trainer.world_size > 1):
+        if (found := self.confusions()) is None:
             return {}
-        classes = self.facts["classes"]
-        matrix = self.confusion.compute().cpu()  # all ranks take part
+        matrix, classes = found
         figures = {"confusion": confusion_matrix(matrix, classes), "class_accuracy": class_accuracy(matrix, classes)}
         if self._shown is not None:
             x, true, said = self._shown
@@ -228,6 +174,12 @@ class PhonemeClassifier(HomeworkModule):
         found = (matrix.diagonal() / frames.clamp(min=1)).tolist()
         rows = [[name, n, share] for name, n, share in zip(self.facts["classes"], frames.tolist(), found, strict=True)]
         return {"classes": (["class", "frames", "accuracy"], rows)}
+
+
+def lengths(batch: dict[str, Tensor]) -> list[int]:
+    """Frames of each utterance of the batch; nothing where its ends are not known."""
+    found = batch["mask"].sum(1) if "mask" in batch else batch.get("lengths")
+    return [] if found is None else found.tolist()
 
 
 def phones(labels: Tensor) -> str:

@@ -9,10 +9,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassAccuracy
 
-from modules.base import HomeworkModule
+from modules.classifier import Classifier, Judged, check_shares
 from modules.mixing import cutmix, mixup
 from modules.nets.resnet import ResNet
 from modules.pictures.classifiers import class_accuracy, confusion_matrix, embedding, filters, heatmaps, sheet
@@ -22,7 +21,7 @@ KEPT = 512  # judged images kept for the pictures, or somewhat more: every n-th 
 WORST = 24  # mistakes on a sheet
 
 
-class FoodClassifier(HomeworkModule):
+class FoodClassifier(Classifier):
     """Cross-entropy over classes, on images uint8 that are normalised on the device.
 
     Args:
@@ -39,8 +38,6 @@ class FoodClassifier(HomeworkModule):
     """
 
     homework: ClassVar[str] = "hw3_food"
-    monitor: ClassVar[str] = "val/accuracy"
-    mode: ClassVar[str] = "max"
 
     def __init__(
         self,
@@ -52,13 +49,11 @@ class FoodClassifier(HomeworkModule):
         pseudo_threshold: float = 0.95,
         pseudo_weight: float = 1.0,
     ) -> None:
-        super().__init__(optimizer)
+        super().__init__(optimizer, label_smoothing=label_smoothing)
+        check_shares(pseudo_threshold=pseudo_threshold)
         for name, value in {"mixup": mixup, "cutmix": cutmix, "pseudo_weight": pseudo_weight}.items():
             if value < 0:
                 raise MisconfigurationException(f"model.{name} is {value}: expected 0 or more")
-        for name, value in {"label_smoothing": label_smoothing, "pseudo_threshold": pseudo_threshold}.items():
-            if not 0 <= value < 1:
-                raise MisconfigurationException(f"model.{name} is {value}: expected 0 or more, below 1")
         if isinstance(net, nn.Module):
             raise MisconfigurationException(
                 "model.net is a finished network, but the number of classes comes from the data: name the function "
@@ -66,7 +61,7 @@ class FoodClassifier(HomeworkModule):
             )
         self.save_hyperparameters(ignore=["optimizer", "net"])
         self.new_net: Callable[..., nn.Module] = net or ResNet
-        self.label_smoothing, self.mixup, self.cutmix = label_smoothing, mixup, cutmix
+        self.mixup, self.cutmix = mixup, cutmix
         self.pseudo_threshold, self.pseudo_weight = pseudo_threshold, pseudo_weight
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._images: list[Tensor] = []
@@ -82,15 +77,8 @@ class FoodClassifier(HomeworkModule):
         mean, deviation = (facts[name].view(3, 1, 1) for name in ("mean", "deviation"))
         self.register_buffer("scale", 1 / (255 * deviation), persistent=False)  # the facts keep them
         self.register_buffer("shift", -mean / deviation, persistent=False)
-        metrics = MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(count, average="micro", validate_args=False),
-                "class_accuracy": MulticlassAccuracy(count, average="macro", validate_args=False),
-            }
-        )
-        self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
-        self.confusion = MulticlassConfusionMatrix(count, validate_args=False)
+        macro = MulticlassAccuracy(count, average="macro", validate_args=False)
+        self.build_metrics(count, class_accuracy=macro)
 
     def normalised(self, x: Tensor) -> Tensor:
         """Images uint8 (B, 3, H, W) as the network takes them: floats, channels last."""
@@ -147,21 +135,17 @@ class FoodClassifier(HomeworkModule):
         each = self(views.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         return 0.5 * plain + 0.5 * each.view(*views.shape[:2], -1).mean(1)
 
-    def _evaluate(self, batch: dict[str, Tensor], metrics: MetricCollection, loss: MeanMetric, name: str) -> None:
-        logits, y = self.scores(batch), batch["y"]
-        metrics.update(logits, y)
-        loss.update(F.cross_entropy(logits, y, reduction="none"))
-        self.confusion.update(logits, y)
-        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
-        self.log(name, loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
-        self._remember(batch, logits.softmax(1))
+    def judge(self, batch: dict[str, Tensor]) -> Judged:
+        """Log-probabilities, with the views of test-time augmentation where there are some."""
+        logs = self.scores(batch).float().log_softmax(1)
+        return Judged(logs, logs)
 
-    def _remember(self, batch: dict[str, Tensor], shares: Tensor) -> None:
-        """Keep what the pictures show: all answers, every n-th image, and the surest mistakes."""
+    def remember(self, batch: dict[str, Tensor], judged: Judged, y: Tensor) -> None:
+        """Keep all answers, every n-th image, and the surest mistakes."""
         counts = self.trainer.num_val_batches or self.trainer.num_test_batches
         batches = sum(counts) if isinstance(counts, list) else int(counts)
-        step = max(1, len(batch["y"]) * int(batches) // KEPT)
-        shares, y = shares.float().cpu(), batch["y"].cpu()
+        step = max(1, len(y) * int(batches) // KEPT)
+        shares, y = judged.probabilities.cpu(), y.cpu()
         self._seen.append((shares, y))
         self._images.append(batch["x"][::step].cpu().clone())  # not a view, which would keep the whole batch
         self._labels.append(y[::step])
@@ -171,24 +155,9 @@ class FoodClassifier(HomeworkModule):
             self._worst.append((float(sure[i]), int(y[i]), int(label[i]), batch["x"][i].cpu().clone()))
         self._worst = sorted(self._worst, key=lambda entry: -entry[0])[:WORST]
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget the images of the epoch before."""
+    def forget(self) -> None:
+        """Drop the images of the epoch before."""
         self._seen, self._images, self._labels, self._worst = [], [], [], []
-        self.confusion.reset()
-
-    on_test_epoch_start = on_validation_epoch_start
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Accuracy and cross-entropy on the images held out, x (B, 3, S, S), y (B,)."""
-        self._evaluate(batch, self.val_metrics, self.val_loss, "val/loss")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """As validation, on labelled test images."""
-        self._evaluate(batch, self.test_metrics, self.test_loss, "test/loss")
-
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Row numbers (B,) and class probabilities (B, C)."""
-        return {"row": batch["row"], "prediction": self.scores(batch).softmax(1)}
 
     # pictures
 
@@ -217,12 +186,9 @@ class FoodClassifier(HomeworkModule):
     @torch.compiler.set_stance("force_eager")  # hooks look into the network
     def draw(self) -> dict[str, Figure]:
         """Confusions, accuracy by class, worst mistakes, Grad-CAM, features in 2-D, first filters, augmentations."""
-        if self.facts is None or not (self._seen or self.trainer.world_size > 1):
+        if (found := self.confusions()) is None or not self._seen:
             return {}
-        matrix = self.confusion.compute().cpu()  # all ranks take part, those that have seen no image, too
-        if not self._seen:
-            return {}
-        training, classes = self.net.training, self.facts["classes"]
+        (matrix, classes), training = found, self.net.training
         self.net.eval()
         images, labels = torch.cat(self._images), torch.cat(self._labels)
         figures = {

@@ -1,19 +1,16 @@
 """HW4: who speaks: frames encoded by self-attention, pooled into one embedding, told apart by a linear layer."""
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from modules.base import HomeworkModule
+from modules.classifier import Classifier, Judged, check_shares, mean_log_probabilities
 from modules.nets.attention import MultiHeadAttention
 from modules.nets.embedder import Embedder
 from modules.nets.frame_encoders import TransformerFrames
@@ -27,7 +24,7 @@ CONFUSED = 14  # speakers in the picture of confusions; with the others there is
 DRAWN = 200  # frames of an attention map, at most
 
 
-class SpeakerClassifier(HomeworkModule):
+class SpeakerClassifier(Classifier):
     """Cross-entropy over speakers, by `members` networks of one kind whose probabilities are averaged.
 
     Args:
@@ -45,8 +42,6 @@ class SpeakerClassifier(HomeworkModule):
     """
 
     homework: ClassVar[str] = "hw4_speaker"
-    monitor: ClassVar[str] = "val/accuracy"
-    mode: ClassVar[str] = "max"
 
     def __init__(
         self,
@@ -61,18 +56,13 @@ class SpeakerClassifier(HomeworkModule):
         normalise: bool = False,
         augment: list[nn.Module] | None = None,
     ) -> None:
-        super().__init__(optimizer)
-        if members < 1:
-            raise MisconfigurationException(f"model.members is {members}: expected at least 1")
-        for name, value in {"dropout": dropout, "label_smoothing": label_smoothing}.items():
-            if not 0 <= value < 1:
-                raise MisconfigurationException(f"model.{name} is {value}: expected 0 or more, below 1")
+        super().__init__(optimizer, members, label_smoothing)
+        check_shares(dropout=dropout)
         self.save_hyperparameters(ignore=["optimizer", "net", "head", "augment"])
         self.new_net: Callable[..., nn.Module] = net or TransformerFrames
         self.pooling, self.hidden = pooling, hidden
         self.new_head: Callable[[int, int], nn.Module] = head or nn.Linear
-        self.members, self.dropout, self.label_smoothing = members, dropout, label_smoothing
-        self.normalise, self.augment = normalise, nn.ModuleList(augment or [])
+        self.dropout, self.normalise, self.augment = dropout, normalise, nn.ModuleList(augment or [])
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self._shown: Tensor | None = None
 
@@ -85,14 +75,9 @@ class SpeakerClassifier(HomeworkModule):
             net = Embedder(encoder, POOLINGS[self.pooling](encoder.out), self.hidden, self.dropout)
             self.nets.append(net)
             self.heads.append(self.new_head(net.out, count))
-        metrics = MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(count, average="micro", validate_args=False),
-                "top5": MulticlassAccuracy(count, average="micro", top_k=min(5, count), validate_args=False),
-            }
+        self.build_metrics(
+            count, top5=MulticlassAccuracy(count, average="micro", top_k=min(5, count), validate_args=False)
         )
-        self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.val_eer, self.test_eer = EqualErrorRate(), EqualErrorRate()
 
     def prepared(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -110,64 +95,48 @@ class SpeakerClassifier(HomeworkModule):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Log-probabilities of the members' mean, (B, T, D) -> (B, C)."""
-        return self._mean([head(e) for head, e in zip(self.heads, self.embeddings(x, mask), strict=True)])
+        return self._logs(self.embeddings(x, mask))
 
-    def _mean(self, scores: list[Tensor]) -> Tensor:
-        return torch.stack(scores).float().log_softmax(-1).logsumexp(0) - math.log(self.members)
-
-    # training
+    def _logs(self, found: list[Tensor]) -> Tensor:
+        return mean_log_probabilities(torch.stack([head(e) for head, e in zip(self.heads, found, strict=True)]))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy, with the head's margin if it has one; the mean over utterances and members."""
-        y = batch["y"]
-        total, right = torch.zeros((), device=y.device), []
-        for head, e in zip(self.heads, self.embeddings(batch["x"], batch.get("mask")), strict=True):
-            scores = head(e, y) if isinstance(head, MarginSoftmax) else head(e)
-            total = total + F.cross_entropy(scores, y, label_smoothing=self.label_smoothing, reduction="sum")
-            right.append(scores.argmax(1) == y)
-        # the members' sum is what is differentiated: each learns as if alone, but that clipping sees them together
-        loss = self.global_mean(total, len(y))
-        self.track(loss / self.members, torch.stack(right))
-        return loss
+        y, found = batch["y"], self.embeddings(batch["x"], batch.get("mask"))
+        scores = [
+            head(e, y) if isinstance(head, MarginSoftmax) else head(e)
+            for head, e in zip(self.heads, found, strict=True)
+        ]
+        return self.members_loss(torch.stack(scores), y)
 
     # judging
 
-    def _evaluate(
-        self, batch: dict[str, Tensor], name: str, metrics: MetricCollection, loss: MeanMetric, eer: EqualErrorRate
-    ) -> None:
-        y = batch["y"]
+    def judge(self, batch: dict[str, Tensor]) -> Judged:
+        """The members' mean, and their unit embeddings side by side: a cosine of those is the mean of the cosines."""
         found = self.embeddings(batch["x"], batch.get("mask"))
-        logs = self._mean([head(e) for head, e in zip(self.heads, found, strict=True)])
-        # the members' cosines are averaged: that is the cosine of their unit vectors side by side
-        together = torch.cat([F.normalize(e.float()) for e in found], dim=1)
-        metrics.update(logs, y)
-        loss.update(F.nll_loss(logs, y, reduction="none"))
-        eer.update(together, y)
-        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
-        self.log(f"{name}/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
-        self.log(f"{name}/equal_error_rate", eer, on_step=False, on_epoch=True, batch_size=len(y))
-        self._seen.append((logs.argmax(1).cpu(), y.cpu(), together.cpu()))
+        logs = self._logs(found)
+        return Judged(logs, logs, torch.cat([F.normalize(e.float()) for e in found], dim=1))
+
+    def evaluate(self, batch: dict[str, Tensor], stage: Literal["val", "test"]) -> tuple[Judged, Tensor]:
+        """With the equal error rate of all pairs of utterances."""
+        judged, y = super().evaluate(batch, stage)
+        assert judged.embeddings is not None
+        error = self.val_eer if stage == "val" else self.test_eer
+        error.update(judged.embeddings, y)
+        self.log(f"{stage}/equal_error_rate", error, on_step=False, on_epoch=True, batch_size=len(y))
+        return judged, y
+
+    def remember(self, batch: dict[str, Tensor], judged: Judged, y: Tensor) -> None:
+        """Keep answers and embeddings, and the frames of the first utterance."""
+        assert judged.embeddings is not None
+        self._seen.append((judged.answers.cpu(), y.cpu(), judged.embeddings.cpu()))
         if self._shown is None:
             first = batch["x"][:1] if "mask" not in batch else batch["x"][:1, : int(batch["mask"][0].sum())]
             self._shown = first[:, :DRAWN].float()
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget the utterances of the epoch before."""
+    def forget(self) -> None:
+        """Drop the utterances of the epoch before."""
         self._seen, self._shown = [], None
-
-    on_test_epoch_start = on_validation_epoch_start
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Accuracy, top-5, equal error rate and cross-entropy on the utterances held out."""
-        self._evaluate(batch, "val", self.val_metrics, self.val_loss, self.val_eer)
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """As validation, on test utterances whose speakers are known."""
-        self._evaluate(batch, "test", self.test_metrics, self.test_loss, self.test_eer)
-
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Row numbers (B,) and class probabilities (B, C)."""
-        return {"row": batch["row"], "prediction": self(batch["x"], batch.get("mask")).exp()}
 
     # pictures
 
@@ -194,37 +163,20 @@ class SpeakerClassifier(HomeworkModule):
 
     def draw(self) -> dict[str, Figure]:
         """Attention of one utterance, embeddings in 2-D, and the speakers that are confused most."""
-        if not self._seen or self.facts is None or self._shown is None:
+        found = self.confusions()
+        if found is None or self._shown is None:
             return {}
-        training, classes = self.training, self.facts["classes"]
+        training = self.training
         self.eval()
-        said, true, together = (torch.cat(part) for part in zip(*self._seen, strict=True))
-        figures = {}
+        figures = {"most_confused": most_confused(*found)}
         maps = self.attention(self._shown)
         if maps:
             figures["attention"] = attention_maps(self._shown[0].cpu(), maps)
+        _, true, together = (torch.cat(part) for part in zip(*self._seen, strict=True))
         if len(true) >= 30:  # fewer points show nothing
-            figures["embeddings"] = embedding({"speakers' embeddings": together[:KEPT]}, true[:KEPT], classes)
-        figures["most_confused"] = self._most_confused(true, said, classes)
+            figures["embeddings"] = embedding({"speakers' embeddings": together[:KEPT]}, true[:KEPT], found[1])
         self.train(training)
         return figures
-
-    @staticmethod
-    def _most_confused(true: Tensor, said: Tensor, classes: list[str]) -> Figure:
-        """Speakers with most mistakes of either kind, all the others together in a last row and column."""
-        matrix = torch.zeros(len(classes), len(classes)).index_put_((true, said), torch.ones(len(true)), True)
-        mistakes = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diag()
-        count = max(2, min(CONFUSED, int(mistakes.count_nonzero())))
-        worst = mistakes.argsort(descending=True, stable=True)[:count].sort().values
-        others = torch.ones(len(classes), dtype=torch.bool).index_fill_(0, worst, False)
-        names = [classes[i] for i in worst.tolist()]
-        chosen = torch.eye(len(classes))[worst]
-        if others.any():
-            chosen, names = torch.cat([chosen, others.float().unsqueeze(0)]), [*names, "others"]
-        figure = confusion_matrix(chosen @ matrix @ chosen.T, names)
-        right = (true == said).float().mean()
-        figure.axes[0].set_title(f"the {count} most confused of {len(classes)} speakers; accuracy of all {right:.3f}")
-        return figure
 
     def tables(self) -> dict[str, tuple[list[str], list[list[Any]]]]:
         """True and predicted speaker of the utterances judged last."""
@@ -234,3 +186,25 @@ class SpeakerClassifier(HomeworkModule):
         said, true, _ = (torch.cat(part) for part in zip(*self._seen, strict=True))
         rows = [[classes[t], classes[s]] for t, s in zip(true.tolist()[:5000], said.tolist()[:5000], strict=True)]
         return {"held_out": (["true", "predicted"], rows)}
+
+
+def most_confused(matrix: Tensor, classes: list[str]) -> Figure:
+    """Speakers with most mistakes of either kind, all the others together in a last row and column.
+
+    Args:
+        matrix: How often each speaker was taken for each other, (C, C).
+        classes: Their names.
+    """
+    matrix = matrix.float()
+    mistakes = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diag()
+    count = max(2, min(CONFUSED, int(mistakes.count_nonzero())))
+    worst = mistakes.argsort(descending=True, stable=True)[:count].sort().values
+    others = torch.ones(len(classes), dtype=torch.bool).index_fill_(0, worst, False)
+    names = [classes[i] for i in worst.tolist()]
+    chosen = torch.eye(len(classes))[worst]
+    if others.any():
+        chosen, names = torch.cat([chosen, others.float().unsqueeze(0)]), [*names, "others"]
+    figure = confusion_matrix(chosen @ matrix @ chosen.T, names)
+    right = matrix.trace() / matrix.sum().clamp(min=1)
+    figure.axes[0].set_title(f"the {count} most confused of {len(classes)} speakers; accuracy of all {right:.3f}")
+    return figure
