@@ -1,8 +1,12 @@
 """The two checkpoints of a run: best.ckpt for its score, last.ckpt to go on from."""
 
 import io
+import os
+import signal
+import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,6 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from callbacks.files import whole
 
 REST = 20  # a save that takes a second is followed by at least so many seconds without one
+TERMINATED = 128 + signal.SIGTERM  # exit code of a process that was asked to end
 
 
 class RunCheckpointIO(TorchCheckpointIO):
@@ -20,14 +25,40 @@ class RunCheckpointIO(TorchCheckpointIO):
 
     Lightning's own writes to the system's temporary folder first, and moves from there: between two disks that is a
     copy, and a crash leaves half a checkpoint.
+
+    While `hold` is set, a checkpoint stays in memory until `release` writes it.
     """
+
+    def __init__(self) -> None:
+        self.hold = False
+        self._held: tuple[Path, io.BytesIO] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint that appears whole or not at all."""
         memory = io.BytesIO()  # torch's own file writer turns a full disk into a RuntimeError
         torch.save(checkpoint, memory)
-        with whole(Path(path)) as scratch:
-            scratch.write_bytes(memory.getbuffer())
+        self._held = (Path(path), memory)
+        if not self.hold:
+            self.release()
+
+    def release(self) -> None:
+        """Write the checkpoint that is held, if there is one."""
+        if self._held is not None:
+            path, memory = self._held
+            self._held = None
+            with whole(path) as scratch, open(scratch, "wb") as file:
+                file.write(memory.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())  # a power cut must not leave the name without the content
+
+    @property
+    def holds(self) -> bool:
+        """Whether a checkpoint waits to be written."""
+        return self._held is not None
+
+    def drop(self) -> None:
+        """Forget the checkpoint that is held."""
+        self._held = None
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -49,6 +80,12 @@ class LastCheckpoint(Checkpoint):
     It comes after all other callbacks, so that it holds what they know of the epoch, such as the best score.
     (ModelCheckpoint's `save_last` writes it only when the score has improved.)
 
+    Lightning logs the numbers of a step, or of an epoch, after the hooks at its end. So the state is taken in the hook,
+    and written at the next one, when the loggers have saved those numbers: what a checkpoint has counted is on disk
+    before it.
+
+    SIGTERM, as schedulers and `docker stop` send it, lets the step finish, saves, and ends the process with 143.
+
     Args:
         path: The file.
         seconds: It is written when so much time has passed (longer where writing itself takes long): at the next
@@ -60,34 +97,104 @@ class LastCheckpoint(Checkpoint):
         self._next = 0.0
         self._step = -1
         self._first = True
+        self._asked = self._stop = False
+        self._handler: Any = None
+        self._spent = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing is lost yet."""
         self._next, self._step = time.monotonic() + self.seconds, trainer.global_step
+        self._asked = self._stop = False
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:  # a second signal does not wait
+            self._listen_no_more()
+            raise SystemExit(TERMINATED)
+        self._asked = True
+
+    def _listen_no_more(self) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+            self._handler = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Write what was taken at the end of the step before."""
+        self._write(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what was taken at the end of the epoch before."""
+        self._write(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same, for a validation within an epoch."""
+        if not trainer.sanity_checking:
+            self._write(trainer)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """A validation may take longer than a scheduler waits: the run goes on from the last checkpoint."""
+        if self._asked and trainer.world_size == 1 and self.path.is_file():
+            raise SystemExit(TERMINATED)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time, and the batch ended an optimizer step."""
+        """Take the state if it is time, and the batch ended an optimizer step."""
         stepped = trainer.global_step != self._step
         every = trainer.log_every_n_steps if trainer.world_size > 1 else 1  # type: ignore[attr-defined]
         if stepped and trainer.global_step % every == 0 and not trainer.is_last_batch:  # that epoch is not judged yet
-            self._save_if(trainer, time.monotonic() > self._next)
+            self._take_if(trainer, time.monotonic() > self._next)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save if it is time, the first epoch, and the final state."""
+        """Take it if it is time, the first epoch, and the final state."""
         final = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        self._save_if(trainer, self._first or final or time.monotonic() > self._next)
+        self._take_if(trainer, self._first or final or time.monotonic() > self._next)
         self._first = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the final state if the run ended in another way (too late for averaged weights to go on from)."""
-        self._save_if(trainer, trainer.global_step != self._step)
+        self._listen_no_more()
+        self._stop = False  # there is nothing to go on with
+        if trainer.global_step != self._step:
+            self._take_if(trainer, True)
+        self._write(trainer)
 
-    def _save_if(self, trainer: Trainer, due: bool) -> None:
-        if trainer.fast_dev_run or not trainer.strategy.broadcast(due):  # type: ignore[attr-defined]
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the last checkpoint as it is: the numbers of the step may not have been logged."""
+        self._listen_no_more()
+        if isinstance(io := trainer.strategy.checkpoint_io, RunCheckpointIO):
+            io.drop()
+
+    def _take_if(self, trainer: Trainer, due: bool) -> None:
+        due, stop = trainer.strategy.broadcast((due or self._asked, self._asked))
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._stop = stop
             return
+        if not due:
+            return
+        io = trainer.strategy.checkpoint_io
         start = time.monotonic()
-        trainer.save_checkpoint(self.path, weights_only=False)
-        now = time.monotonic()
-        self._next, self._step = now + max(self.seconds, REST * (now - start)), trainer.global_step
+        if isinstance(io, RunCheckpointIO):
+            io.hold = True
+        try:
+            trainer.save_checkpoint(self.path, weights_only=False)
+        finally:
+            if isinstance(io, RunCheckpointIO):
+                io.hold = False
+        self._step, self._stop = trainer.global_step, stop
+        self._spent = time.monotonic() - start
+
+    def _write(self, trainer: Trainer) -> None:
+        io = trainer.strategy.checkpoint_io
+        if isinstance(io, RunCheckpointIO) and io.holds:
+            start = time.monotonic()
+            for logger in trainer.loggers:
+                logger.save()
+            io.release()
+            now = time.monotonic()
+            self._next = now + max(self.seconds, REST * (self._spent + now - start))
+        if self._stop:
+            raise SystemExit(TERMINATED)

@@ -3,7 +3,14 @@
 import errno
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+TERMINATED = 128 + signal.SIGTERM
 
 VERBS = {
     "fit": ("train", "train a model: --config configs/hw1_covid/medium.yaml [--data.root DIR] [--run_dir DIR]"),
@@ -57,8 +64,28 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
+@contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """SIGTERM ends what is inside as Ctrl-C does, with everything tidied up, where it would end the process at once."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(TERMINATED)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code: 0, 1 (cannot be done), 2 (not understood), 130 (stopped by hand)."""
+    """Run one subcommand; returns the exit code.
+
+    0: done; 1: cannot be done; 2: not understood; 130: stopped by hand (SIGINT); 143: by a scheduler (SIGTERM).
+    """
     args = sys.argv[1:] if argv is None else argv
     if not args:
         print(NEXT)
@@ -74,12 +101,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"leeml: error: no subcommand {args[0]!r}; {hint}", file=sys.stderr)
         return 2
     try:
-        return importlib.import_module(f"scripts.{VERBS[args[0]][0]}").main(args)
+        with ended_by_signal():
+            return importlib.import_module(f"scripts.{VERBS[args[0]][0]}").main(args)
     except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+        by_hand = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
+        if not by_hand and stop.code != TERMINATED:  # type: ignore[union-attr]
             raise
         print("leeml: stopped", file=sys.stderr)  # Lightning makes a SystemExit of Ctrl-C
-        return 130
+        return 130 if by_hand else TERMINATED
     except Exception as error:
         text = None if os.environ.get("LEEML_DEBUG") else explain(error)
         if text is None:
