@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -46,10 +48,10 @@ class RunCheckpointIO(TorchCheckpointIO):
         if self._held is not None:
             path, memory = self._held
             self._held = None
-            with whole(path) as scratch, open(scratch, "wb") as file:
-                file.write(memory.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())  # a power cut must not leave the name without the content
+            with whole(path) as scratch:
+                scratch.write_bytes(memory.getbuffer())
+                with open(scratch, "rb") as file:
+                    os.fsync(file.fileno())  # a power cut must not leave the name without the content
 
     @property
     def holds(self) -> bool:
@@ -99,7 +101,6 @@ class LastCheckpoint(Checkpoint):
         self._first = True
         self._asked = self._stop = False
         self._handler: Any = None
-        self._spent = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing is lost yet."""
@@ -175,17 +176,27 @@ class LastCheckpoint(Checkpoint):
             return
         if not due:
             return
-        io = trainer.strategy.checkpoint_io
         start = time.monotonic()
-        if isinstance(io, RunCheckpointIO):
-            io.hold = True
-        try:
+        with self._held(trainer):
             trainer.save_checkpoint(self.path, weights_only=False)
-        finally:
-            if isinstance(io, RunCheckpointIO):
-                io.hold = False
         self._step, self._stop = trainer.global_step, stop
-        self._spent = time.monotonic() - start
+        self._rest(start)
+
+    @contextmanager
+    def _held(self, trainer: Trainer) -> Iterator[None]:
+        io = trainer.strategy.checkpoint_io
+        if not isinstance(io, RunCheckpointIO):  # a user's own
+            yield
+            return
+        io.hold = True
+        try:
+            yield
+        finally:
+            io.hold = False
+
+    def _rest(self, start: float) -> None:
+        now = time.monotonic()
+        self._next = now + max(self.seconds, REST * (now - start))
 
     def _write(self, trainer: Trainer) -> None:
         io = trainer.strategy.checkpoint_io
@@ -194,7 +205,6 @@ class LastCheckpoint(Checkpoint):
             for logger in trainer.loggers:
                 logger.save()
             io.release()
-            now = time.monotonic()
-            self._next = now + max(self.seconds, REST * (self._spent + now - start))
+            self._rest(start)
         if self._stop:
             raise SystemExit(TERMINATED)

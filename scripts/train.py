@@ -5,7 +5,6 @@ import importlib
 import logging
 import math
 import os
-import shutil
 import sys
 import warnings
 from itertools import pairwise
@@ -34,6 +33,7 @@ from scripts.cli.summary import show_summary
 from scripts.run.checkpoint import load_checkpoint
 from scripts.run.folder import RunFolder
 from scripts.run.records import RunCSVLogger, RunRecord, close_log, open_log
+from scripts.run.resume import check_averaging, check_data, optimizer_changes
 
 NOISE = (
     ".*does not have many workers",
@@ -120,7 +120,7 @@ class LeemlCLI(LightningCLI):
         always = [Figures(), *([RunProgress()] if given.get("enable_progress_bar") is not False else [])]
         if fit:
             always += [
-                RunRecord(self.run, self.saved_config()),
+                RunRecord(self.run, self.saved_config(), self._resumed()),
                 Samples(),
                 *([LearningRateMonitor("step")] if loggers else []),
             ]
@@ -184,11 +184,15 @@ class LeemlCLI(LightningCLI):
         config["checkpoint"]["dirpath"] = config["trainer"]["default_root_dir"] = None
         return config
 
-    def _known_model(self) -> None:
-        """Give the model the facts of the checkpoint, so that the data can be held against them."""
+    def _resumed(self) -> Path | None:
+        path = self.config[self.subcommand].get("ckpt_path")
+        return Path(path) if path else None
+
+    def _known_model(self) -> dict[str, Any] | None:
+        """Give the model the facts of the checkpoint, so that the data can be held against them; returns it."""
         path = self.config_init[self.subcommand].get("ckpt_path")
-        if path:
-            checkpoint = load_checkpoint(Path(path))
+        checkpoint = load_checkpoint(Path(path)) if path else None
+        if checkpoint is not None:
             try:
                 self.model.on_load_checkpoint(checkpoint)
             except MisconfigurationException as error:
@@ -202,6 +206,7 @@ class LeemlCLI(LightningCLI):
                     f"{path}: its weights do not fit the model: {wrong[0]} is {_shape(found, wrong[0])} in the file, "
                     f"{_shape(expected, wrong[0])} in the model; leave out the --model flags that differ from its own"
                 )
+        return checkpoint
 
     def before_validate(self) -> None:
         """Read nothing and write nothing before it is clear that there is data."""
@@ -211,10 +216,19 @@ class LeemlCLI(LightningCLI):
     before_test = before_predict = before_validate
 
     def before_fit(self) -> None:
-        """The same, then begin the run's folder."""
-        self.before_validate()
+        """The same, hold the checkpoint's state against the flags, then begin the run's folder."""
+        self.datamodule.locate()
+        checkpoint, path = self._known_model(), self._resumed()
+        if checkpoint is not None and path is not None:
+            check_averaging(path, checkpoint, self.trainer)
+            check_data(path, checkpoint, self.saved_config()["data"])
+            changes = optimizer_changes(path, checkpoint, self.model)
+            for record in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(record, RunRecord):
+                    record.changes = changes
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.run.create()
+            self.run.clear(rest=self._resumed() is None)
             open_log(self.run)
 
 
@@ -291,9 +305,12 @@ def plan(args: list[str]) -> tuple[list[str], RunFolder, str | None]:
         if own.resume.lower() == "true":
             if run is None:
                 raise UsageError("--resume needs --run_dir, the folder of the run to go on with")
-            configs = [_run_config(run), *configs]
-            ckpt = ckpt or str(run.checkpoint("last"))
+            if run.config.is_file() or not configs:
+                configs = [_run_config(run), *configs]
+            ckpt = _resumed_from(run, ckpt)
         elif run is not None and run.taken():
+            run.own()  # says so where it is in progress
+            run.free()
             raise DataError(
                 f"{run.path}: holds a run already; add --resume to go on with it, or choose another --run_dir"
             )
@@ -326,6 +343,19 @@ def plan(args: list[str]) -> tuple[list[str], RunFolder, str | None]:
     return line + (["--ckpt_path", ckpt] if ckpt else []), run, own.output
 
 
+def _resumed_from(run: RunFolder, ckpt: str | None) -> str | None:
+    """The checkpoint that --resume goes on from; None where the run ended before its first."""
+    if ckpt is not None:
+        return str(run.checkpoint(ckpt)) if ckpt in ("best", "last") else ckpt
+    for name in ("last", "best"):
+        if (run.checkpoints / f"{name}.ckpt").is_file():
+            return str(run.checkpoint(name))
+    if run.scores.is_file():  # it ended, and somebody deleted its checkpoints
+        return str(run.checkpoint("last"))
+    print(f"leeml: {run.path}: ended before its first checkpoint, so it starts over", file=sys.stderr)
+    return None
+
+
 def _run_config(run: RunFolder) -> str:
     if not run.config.is_file():
         raise DataError(f"{run.path}: no config.yaml here, so this is not the folder of a run (see runs/)")
@@ -345,8 +375,14 @@ def _no_tips(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
 
 
-def run_cli(args: list[str], early_stopping: bool = True) -> LeemlCLI:
-    """Run fit, validate, test or predict; what went wrong before training leaves nothing behind."""
+def run_cli(args: list[str], early_stopping: bool = True, again: str = "") -> LeemlCLI:
+    """Run fit, validate, test or predict; what went wrong before training leaves nothing behind.
+
+    Args:
+        args: The verb and its flags.
+        early_stopping: Whether EarlyStopping of the config counts.
+        again: Command that goes on with the run after an interruption (default: fit --resume).
+    """
     for noise in NOISE:
         warnings.filterwarnings("ignore", message=noise)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
@@ -358,27 +394,34 @@ def run_cli(args: list[str], early_stopping: bool = True) -> LeemlCLI:
             args = [find_config(a) if before in ("-c", "--config") else a for before, a in pairwise(["", *args])]
         return LeemlCLI(args, RunFolder(Path("runs")))
     line, run, output = plan(args)
-    fresh, done = not run.path.exists(), False
+    fits, fresh, done = args[0] == "fit", not run.path.exists(), False
+    first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
     os.environ.setdefault("WANDB_SILENT", "true")
     try:
-        if args[0] == "fit":
+        if fits:
             os.environ["LEEML_RUN_DIR"] = str(run.path)  # for the processes that DDP starts
+            if first:
+                run.own()
         cli = LeemlCLI(line, run, output, early_stopping)
         done = not cli.trainer.fast_dev_run  # type: ignore[attr-defined]
         return cli
     except UsageError as error:
         configs = [v for f, v in pairwise(line) if f == "--config"]
         raise error.placed(configs, args) from error.__cause__
-    except BaseException:
-        if args[0] == "fit" and run.resumable():
-            print(f"leeml: go on with: leeml fit --run_dir {run.path} --resume", file=sys.stderr)
+    except BaseException as error:
+        if fits and first and (run.trained or isinstance(error, KeyboardInterrupt | SystemExit)):
+            if run.resumable():
+                print(f"leeml: go on with: {again or f'leeml fit --run_dir {run.path} --resume'}", file=sys.stderr)
+            else:
+                print("leeml: nothing was saved yet: the same command starts over", file=sys.stderr)
         raise
     finally:
         os.environ.pop("LEEML_RUN_DIR", None)
         close_log()
-        nothing = fresh and not done and not any(run.checkpoints.glob("*.ckpt"))
-        if args[0] == "fit" and nothing and os.environ.get("LOCAL_RANK", "0") == "0":
-            shutil.rmtree(run.path, ignore_errors=True)
+        if fits and first:
+            if fresh and not done and not any(run.checkpoints.glob("*.ckpt")):
+                run.remove()
+            run.free()
 
 
 def main(args: list[str]) -> int:

@@ -1,14 +1,22 @@
-"""The one folder of a run: where it is and what lies in it."""
+"""The one folder of a run: where it is, what lies in it, and which process writes to it."""
 
 import json
 import os
+import shutil
+import socket
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from callbacks.files import write_text
+from callbacks.files import clear_parts, write_text
 from datamodules.base import PROJECT
 from datamodules.errors import DataError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock
+    fcntl = None  # type: ignore[assignment]
 
 
 class RunFolder:
@@ -20,6 +28,9 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.scores = path / "scores.json"
         self.log = path / "log.txt"
+        self.trained = False
+        """Whether this process has trained a step that the folder records."""
+        self._lock: int | None = None  # a file descriptor
 
     @classmethod
     def new(cls, homework: str, level: str) -> "RunFolder":
@@ -46,11 +57,71 @@ class RunFolder:
         return (self.checkpoints / "last.ckpt").is_file()
 
     def taken(self) -> bool:
-        """Whether there is something to lose: a checkpoint or metrics."""
-        return (self.path / "metrics.csv").is_file() or any(self.checkpoints.glob("*.ckpt"))
+        """Whether there is something to lose: a checkpoint, or metrics of a run that ended."""
+        ended = (self.path / "metrics.csv").is_file() and self.scores.is_file()
+        return ended or any(self.checkpoints.glob("*.ckpt"))
+
+    def own(self) -> None:
+        """Claim the folder, where it is there, for this process until it ends or calls `free`.
+
+        The claim is a POSIX record lock on .lock: the system drops it with the process however that dies, and the
+        processes it forked, such as those that load data, do not hold on to it.
+
+        Raises:
+            DataError: another process has it.
+        """
+        if self._lock is not None or not self.path.is_dir() or fcntl is None:
+            return
+        file = self.path / ".lock"
+        while self._lock is None:
+            try:
+                lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError:  # `create` says why nothing can be written here
+                return
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                owner = os.read(lock, 200).decode(errors="replace").strip() or "another process"
+                os.close(lock)
+                raise DataError(
+                    f"{self.path}: this run is in progress in {owner}; wait for it, or choose another --run_dir"
+                ) from None
+            except OSError:  # a file system without locks
+                os.close(lock)
+                return
+            if file.exists() and os.path.samestat(os.fstat(lock), file.stat()):
+                self._lock = lock
+            else:  # its last owner deleted it meanwhile
+                os.close(lock)
+        os.truncate(self._lock, 0)
+        os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def free(self) -> None:
+        """Give the folder back."""
+        if self._lock is not None:
+            (self.path / ".lock").unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+    def remove(self) -> None:
+        """Delete the folder with all that is in it, unless it is another process's."""
+        with suppress(DataError):
+            self.own()
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def clear(self, rest: bool) -> None:
+        """Delete what an interrupted process left half-written.
+
+        Args:
+            rest: Also what it recorded, as there is no checkpoint to go on from.
+        """
+        clear_parts(self.path)
+        if rest:
+            for name in ("metrics.csv", "samples.csv", "log.txt"):
+                (self.path / name).unlink(missing_ok=True)
 
     def create(self) -> None:
-        """Make the folder, or say why it cannot be written to."""
+        """Make the folder and claim it, or say why it cannot be written to."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK):
@@ -60,6 +131,7 @@ class RunFolder:
             raise DataError(
                 f"{self.path}: cannot write a run here ({reason}); choose another folder with --run_dir"
             ) from None
+        self.own()
 
     def read_scores(self) -> dict[str, Any]:
         """What was scored so far."""

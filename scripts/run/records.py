@@ -4,6 +4,8 @@ import csv
 import io
 import logging
 import os
+import shutil
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
-from callbacks.files import write_text
+from callbacks.files import whole, write_text
+from scripts.run import resume
 from scripts.run.folder import RunFolder
 
 LOGGED = ("lightning.pytorch", "lightning.fabric", "leeml", "py.warnings")  # loggers that log.txt records
@@ -24,20 +27,48 @@ class _LogFile(logging.FileHandler):
         """Nothing: a full disk is reported where it loses something."""
 
 
+class _Log(MemoryHandler):
+    """Holds records back until `begin`."""
+
+    def __init__(self, file: _LogFile) -> None:
+        super().__init__(capacity=10_000, flushOnClose=False)
+        self._file = file
+
+    def shouldFlush(self, record: logging.LogRecord) -> bool:
+        return self.target is not None
+
+    def begin(self) -> None:
+        """Write from now on, and what was held back."""
+        self.setTarget(self._file)
+        self.flush()
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
+
 def open_log(run: RunFolder) -> None:
-    """Send what the libraries and we log to log.txt, with the time."""
-    handler = _LogFile(run.log, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    """Send what the libraries and we log to log.txt, with the time; nothing is written before `begin_log`."""
+    file = _LogFile(run.log, encoding="utf-8", delay=True)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler = _Log(file)
     for name in LOGGED:
         logging.getLogger(name).addHandler(handler)
     logging.getLogger("leeml").setLevel(logging.INFO)
     logging.captureWarnings(True)
 
 
+def begin_log() -> None:
+    """Write what was logged since `open_log`, and go on."""
+    for handler in logging.getLogger("leeml").handlers:
+        if isinstance(handler, _Log):
+            handler.begin()
+
+
 def close_log() -> None:
     """Stop what `open_log` began."""
     for name in LOGGED:
-        for handler in [h for h in logging.getLogger(name).handlers if isinstance(h, _LogFile)]:
+        for handler in [h for h in logging.getLogger(name).handlers if isinstance(h, _Log)]:
             logging.captureWarnings(False)
             logging.getLogger(name).removeHandler(handler)
             handler.close()
@@ -46,26 +77,46 @@ def close_log() -> None:
 class _Metrics(ExperimentWriter):
     """metrics.csv of a run, old rows kept (Lightning's own removes an older file).
 
-    The file stays as it is until the first new row; then the rows from that step on give way, because a resumed run
-    repeats them. A row that a crash cut short is dropped.
+    Nothing is written before `begin`, when a step was trained. Of the old rows those give way that a resumed run
+    repeats: those from its first new row's step on, or all but the first `keep`. A row that a crash cut short is
+    dropped.
     """
 
-    _begun = False
+    keep: int | None = None
+    """Rows that the checkpoint had counted, where the step does not tell."""
+    _begun = _cut = False
+    _first: int | None = None
 
     def _check_log_dir_exists(self) -> None:
         """Nothing to clear away."""
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         """Take one row."""
-        if not self._begun and step is not None:
-            self._begun = True
-            if os.path.isfile(self.metrics_file_path):
-                self._write([row for row in self._rows() if int(row["step"]) < step])
+        if self._first is None:
+            self._first = step
         super().log_metrics(metrics_dict, step)
+
+    def begin(self) -> None:
+        """Write from now on."""
+        self._begun = True
+        if self.keep is not None and os.path.isfile(self.metrics_file_path):
+            self._write(self._rows()[: self.keep])
+            self._cut = True
+
+    def count(self) -> int:
+        """Rows so far, also of those before a stop."""
+        self.save()
+        return len(self._rows()) if os.path.isfile(self.metrics_file_path) else 0
 
     def save(self) -> None:
         """Append the new rows."""
+        if not self._begun:
+            return
         try:
+            if not self._cut and self._first is not None:
+                self._cut = True
+                if os.path.isfile(self.metrics_file_path):
+                    self._write([row for row in self._rows() if int(row["step"]) < self._first])
             super().save()
         except OSError as error:
             error.filename = error.filename or self.metrics_file_path
@@ -111,19 +162,60 @@ class RunCSVLogger(CSVLogger):
 class RunRecord(Callback):
     """Writes config.yaml when training really begins, and puts it into every checkpoint.
 
+    A run that is resumed begins when its first batch has gone well: until then its folder stays as it was.
+
     Args:
         run: The run's folder.
         config: The resolved configuration of `fit`.
+        resumed: The checkpoint that the run goes on from; None for a new run.
     """
 
-    def __init__(self, run: RunFolder, config: dict[str, Any]) -> None:
-        self.run, self.config = run, config
+    def __init__(self, run: RunFolder, config: dict[str, Any], resumed: Path | None = None) -> None:
+        self.run, self.config, self.resumed = run, config, resumed
+        self.changes: resume.Changes = []
+        """What flags change in the optimizer's state; the command sets it before the fit."""
+        self._rows: int | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the resolved configuration."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            write_text(self.run.config, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
+        """Begin a new run."""
+        if self.resumed is None:
+            self._begin(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Begin to record a resumed one."""
+        if not self.run.trained:
+            self._begin(trainer)
+            self.run.trained = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same, where the checkpoint was taken between the last batch and the end of its epoch."""
+        self.on_train_batch_end(trainer)
+
+    def _begin(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        last = self.run.checkpoints / "last.ckpt"
+        if self.resumed is not None and self.resumed != last:  # from here on, that is where a resumed run goes on
+            with whole(last) as scratch:
+                shutil.copyfile(self.resumed, scratch)
+        write_text(self.run.config, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
+        begin_log()
+        for logger in _own(trainer):
+            logger.experiment.keep = self._rows
+            logger.experiment.begin()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint alone is enough to predict."""
+        """A checkpoint alone is enough to predict; rows of a step that goes on after it are counted."""
         checkpoint["config"] = self.config
+        if trainer.validating:  # what is still to be logged has the step of what was
+            checkpoint["metrics_rows"] = next((logger.experiment.count() for logger in _own(trainer)), None)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember how many rows there were, and put in what flags have changed."""
+        self._rows = checkpoint.get("metrics_rows")
+        resume.apply(checkpoint, self.changes, trainer)
+
+
+def _own(trainer: Trainer) -> list[RunCSVLogger]:
+    found = [logger for logger in trainer.loggers if isinstance(logger, RunCSVLogger)]
+    return found if trainer.is_global_zero else []

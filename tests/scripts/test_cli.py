@@ -394,7 +394,7 @@ def test_last_checkpoint_is_written_as_often_as_it_should(tmp_path):
     class Trainer:
         fast_dev_run, should_stop, max_epochs, current_epoch, global_step = False, False, 9, 0, 0
         world_size, log_every_n_steps, is_last_batch = 1, 50, False
-        saved, strategy = 0, type("S", (), {"broadcast": staticmethod(lambda value: value)})
+        saved, strategy = 0, SimpleNamespace(broadcast=lambda value: value, checkpoint_io=None)
 
         def save_checkpoint(self, path, weights_only):
             self.saved += 1
@@ -417,7 +417,7 @@ def test_last_checkpoint_is_written_as_often_as_it_should(tmp_path):
 @pytest.mark.parametrize(("world_size", "step", "saves"), [(1, 7, True), (2, 7, False), (2, 50, True)])
 def test_last_checkpoint_is_written_within_a_long_epoch(tmp_path, monkeypatch, world_size, step, saves):
     saved = []
-    strategy = SimpleNamespace(broadcast=lambda value: value)
+    strategy = SimpleNamespace(broadcast=lambda value: value, checkpoint_io=None)
     trainer = SimpleNamespace(
         fast_dev_run=False, global_step=0, world_size=world_size, log_every_n_steps=50, strategy=strategy,
         is_last_batch=False,
