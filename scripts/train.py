@@ -379,7 +379,7 @@ def run_cli(args: list[str], early_stopping: bool = True, again: str = "") -> Le
     """Run fit, validate, test or predict; what went wrong before training leaves nothing behind.
 
     Args:
-        args: The verb and its flags.
+        args: The subcommand and its flags.
         early_stopping: Whether EarlyStopping of the config counts.
         again: Command that goes on with the run after an interruption (default: fit --resume).
     """
