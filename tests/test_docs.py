@@ -79,6 +79,13 @@ def test_paths_and_links_of_a_page_are_there(page):
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_classes_named_behind_a_file_stand_in_it(page):
+    """As in `modules/nets/transformer.py` (`Encoder`)."""
+    for path, name in re.findall(r"`(\w[\w/]+\.py)` \(`(\w+)`\)", text_of(page)):
+        assert re.search(rf"^\s*(class|def) {name}\b", (ROOT / path).read_text(), re.MULTILINE), f"{name} in {path}"
+
+
 def test_a_path_that_is_gone_is_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("`modules/{base,gone}.py`, `scripts/`, `leeml fit`, `configs/hwN_name/boss.yaml`, `a/b`\n")
