@@ -162,7 +162,7 @@ class HomeworkData(LightningDataModule, ABC):
         """What `leeml test` scored, in words."""
         return "the test set"
 
-    def describe_lines(self) -> list[str]:
+    def describe_baselines(self) -> list[str]:
         """The course's baselines that fit the files at hand, in words; empty where there are none."""
         return []
 

@@ -1,6 +1,5 @@
 """HW1: predict the share of positive COVID-19 tests from surveys of the last days (course files of 2021 to 2023)."""
 
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -13,9 +12,9 @@ from sklearn.model_selection import GroupKFold, KFold
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules import course
 from datamodules.base import Facts, Fold, HomeworkData
 from datamodules.errors import DataError
-from datamodules.files.download import RemoteFile, fetch, google_drive
 from datamodules.generated import write_covid
 from datamodules.samplers import MemberBatchSampler, ResumableLoader
 from datamodules.tables.covid import TARGET, CovidTable, day_keys, read_table, window_groups
@@ -110,10 +109,7 @@ class CovidData(HomeworkData):
     @classmethod
     def fetch(cls, folder: Path, edition: str | None = None) -> list[Path]:
         """Download one edition, or all three, into folder/<edition>."""
-        if edition is not None and edition not in PUBLISHED:
-            raise DataError(f"no edition {edition!r} of {cls.homework} was published, there are {', '.join(PUBLISHED)}")
-        years = [edition] if edition else PUBLISHED
-        return fetch([replace(f, name=f"{year}/{f.name}") for year in years for f in PUBLISHED[year]], folder)
+        return course.fetch(cls.homework, folder, edition)
 
     def prepare_data(self) -> None:
         """Nothing to prepare: the files are read as they are."""
@@ -345,29 +341,18 @@ class CovidData(HomeworkData):
             return f"{self.test.path.name}, {len(self.test.ids)} rows with their target"
         return "held-out rows of the training file (they also chose the best checkpoint: slightly optimistic)"
 
-    def describe_lines(self) -> list[str]:
-        """The course's public leaderboard lines of the edition whose columns these files have."""
-        table = self.test or self.train
-        if table is None or (shape := (len(table.states), table.days)) not in COURSE_LINES:
+    def describe_baselines(self) -> list[str]:
+        """The course's baselines of the edition whose columns these files have."""
+        if (table := self.test or self.train) is None:
             return []
-        year, metric, lines = COURSE_LINES[shape]
-        text = "  ".join(f"{level} {value}" for level, value in lines.items())
-        sample = table.path.parent.name == "sample"
-        note = "generated data: not comparable" if sample else "on the course's own hidden test rows"
-        return [f"{year}, {metric}: {text} ({note})"]
+        size, generated = (len(table.states), table.days), table.path.parent.name == "sample"
+        notes = ["generated data: not comparable"] if generated else []
+        return course.describe_baselines(self.homework, size, *notes)
 
     def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
         """Header and rows of the course's submission file for predictions (N,) in percent."""
         assert self.test is not None
         return ["id", TARGET], [[i, float(p)] for i, p in zip(self.test.ids, predictions, strict=True)]
-
-
-# what tells the editions apart (states, days), and their public leaderboard lines
-COURSE_LINES: dict[tuple[int, int], tuple[str, str, dict[str, float]]] = {
-    (40, 3): ("2021", "RMSE", {"simple": 2.03004, "medium": 1.28359, "strong": 0.88017}),
-    (37, 5): ("2022", "MSE", {"simple": 2.28371, "medium": 1.49430, "strong": 1.05728, "boss": 0.86161}),
-    (34, 3): ("2023", "MSE", {"simple": 1.96993, "medium": 1.15678, "strong": 0.92619, "boss": 0.81456}),
-}
 
 
 def _names(part: str) -> list[str]:
@@ -393,49 +378,3 @@ def _named(wanted: list[int | str], names: list[str]) -> np.ndarray:
     if not found:
         raise DataError("data.columns is empty: name at least one feature, or leave it out to use them all")
     return np.array(sorted(found))
-
-
-PUBLISHED = {
-    "2021": [
-        RemoteFile(
-            "covid.train.csv",
-            "7b70cccab9712a6f6c780eddbdde2484a43c98e1b63b765d64692b8f2ed9225a",
-            (google_drive("19CCyCgJrUxtvgZF53vnctJiOJ23T5mqF"),),
-        ),
-        RemoteFile(
-            "covid.test.csv",
-            "6b5ba63b3d025889ebe7ee222b23b39d1a0c45761cfb3babfaa20a5ec0dbc051",
-            (google_drive("1CE240jLm2npU-tdz81-oVKEF3T2yfT1O"),),
-        ),
-    ],
-    "2022": [
-        RemoteFile(
-            "covid.train.csv",
-            "298378b3db6a233e6cba686533c55844072b7c84e5e2eecf830a9e86a8dce475",
-            (google_drive("1kLSW_-cW2Huj7bh84YTdimGBOJaODiOS"),),
-        ),
-        RemoteFile(
-            "covid.test.csv",
-            "d7bc0afb67a741638d745efa53dd4f967ca65f1e774957e701ff7822af6a37c3",
-            (google_drive("1iiI5qROrAhZn-o4FPqsE97bMzDEFvIdg"),),
-        ),
-    ],
-    "2023": [
-        RemoteFile(
-            "covid_train.csv",
-            "c983dff31c12e67e751f37d98044b516e59d7d40d7c21f491066be2b8fb017fc",
-            (
-                google_drive("1BjXalPZxq9mybPKNjF3h5L3NcF7XKTS-"),
-                "https://www.dropbox.com/s/lmy1riadzoy0ahw/covid.train.csv?dl=1",
-            ),
-        ),
-        RemoteFile(
-            "covid_test.csv",
-            "330aeee0567ac59e756ef0dfb093e02f3a9af5b6291f4b955d283823b33b75c3",
-            (
-                google_drive("1B55t74Jg2E5FCsKCsUEkPKIuqaY7UIi1"),
-                "https://www.dropbox.com/s/zalbw42lu4nmhr2/covid.test.csv?dl=1",
-            ),
-        ),
-    ],
-}

@@ -12,6 +12,7 @@ from sklearn.model_selection import GroupKFold
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from datamodules import course
 from datamodules.base import ClassifierData, Facts, Fold
 from datamodules.errors import DataError
 from datamodules.files.download import unpack
@@ -312,14 +313,9 @@ class PhonemeData(ClassifierData):
             return f"{len(self.test_targets)} frames of the test utterances, whose labels are there"
         return "held-out frames (they also chose the best checkpoint: slightly optimistic)"
 
-    def describe_lines(self) -> list[str]:
-        """The course's public leaderboard lines of the edition that has so many training frames."""
-        count = len(self.targets)
-        if count not in COURSE_LINES:
-            return []
-        year, lines = COURSE_LINES[count]
-        text = "  ".join(f"{level} {value}" for level, value in lines.items())
-        return [f"{year}, frame accuracy: {text} (on the course's own hidden test frames)"]
+    def describe_baselines(self) -> list[str]:
+        """The course's baselines of the edition that has so many training frames."""
+        return course.describe_baselines(self.homework, len(self.targets))
 
     def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
         """Header and rows of the course's file for probabilities (N, C) of all test frames in order."""
@@ -347,11 +343,3 @@ def _holds_course_files(archive: Path) -> bool:
 
 def _short(names: list[str]) -> str:
     return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-
-
-# what tells the editions apart (labelled frames), and their public leaderboard lines
-COURSE_LINES: dict[int, tuple[str, dict[str, float]]] = {
-    1_229_932: ("2021", {"simple": 0.68334, "strong": 0.76023}),
-    2_644_158: ("2022", {"simple": 0.45797, "medium": 0.69747, "strong": 0.75028, "boss": 0.82324}),
-    2_116_794: ("2023", {"simple": 0.49798, "medium": 0.66440, "strong": 0.74944, "boss": 0.83017}),
-}

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from datamodules import course
 from datamodules.base import ClassifierData, Facts, Fold
 from datamodules.errors import DataError
-from datamodules.files.download import RemoteFile, fetch, unpack
+from datamodules.files.download import unpack
 from datamodules.generated import write_food
 from datamodules.images.decoded import decode
 from datamodules.images.folder import ImageFolder, Images, has_images, images_home, read_folder
@@ -105,10 +105,7 @@ class FoodData(ClassifierData):
     @classmethod
     def fetch(cls, folder: Path, edition: str | None = None) -> list[Path]:
         """Download and unpack one edition, or all whose files have a known checksum, into folder/<edition>."""
-        if edition is not None and edition not in PUBLISHED:
-            raise DataError(f"no edition {edition!r} of {cls.homework} can be fetched, only {', '.join(PUBLISHED)}")
-        years = [edition] if edition else PUBLISHED
-        return fetch([replace(f, name=f"{year}/{f.name}") for year in years for f in PUBLISHED[year]], folder)
+        return course.fetch(cls.homework, folder, edition)
 
     @classmethod
     def prepare(cls, folder: Path, source: Path | None = None) -> list[Path]:
@@ -339,14 +336,10 @@ class FoodData(ClassifierData):
             return f"{len(self.test_rows)} test images whose names carry their class"
         return "held-out images (they also chose the best checkpoint: slightly optimistic)"
 
-    def describe_lines(self) -> list[str]:
-        """The course's public leaderboard lines of the edition that has so many training images."""
+    def describe_baselines(self) -> list[str]:
+        """The course's baselines of the edition that has so many training images."""
         count = len(self.files.train.paths) if self.files is not None and self.files.train is not None else 0
-        if count not in COURSE_LINES:
-            return []
-        year, lines = COURSE_LINES[count]
-        text = "  ".join(f"{level} {value}" for level, value in lines.items())
-        return [f"{year}, accuracy: {text} (on the course's own hidden test images)"]
+        return course.describe_baselines(self.homework, count)
 
     def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
         """Header and rows of the course's file for probabilities (N, C), in natural order of the test files."""
@@ -366,23 +359,3 @@ class FoodData(ClassifierData):
 
 def _short(keys: Sequence[str]) -> str:
     return f"{len(keys)} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-
-
-# what tells the editions apart (labelled training images), and their public leaderboard lines
-COURSE_LINES: dict[int, tuple[str, dict[str, float]]] = {
-    3080: ("2021", {"simple": 0.44862, "medium": 0.52807, "strong": 0.82138}),
-    9866: ("2022", {"simple": 0.50099, "medium": 0.73207, "strong": 0.81872, "boss": 0.88446}),
-    10000: ("2023", {"simple": 0.637, "medium": 0.700, "strong": 0.814, "boss": 0.874}),
-}
-
-# only 2022's checksum is known; the other years' addresses are in docs/hw3_food.md
-PUBLISHED: dict[str, list[RemoteFile]] = {
-    "2022": [
-        RemoteFile(
-            "food11.zip",
-            "d62dca034fd9f04c38a11ce69b6c2ca02a25c3ce9fb6953644dcc410a0fe02f7",
-            ("https://www.dropbox.com/s/6l2vcvxl54b0b6w/food11.zip?dl=1",),
-            unpack=True,
-        ),
-    ],
-}

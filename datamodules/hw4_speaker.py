@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from datamodules import course
 from datamodules.base import ClassifierData, Facts, Fold
 from datamodules.errors import DataError
 from datamodules.generated import write_speakers
@@ -223,14 +224,9 @@ class SpeakerData(ClassifierData):
             return f"{len(self.test_targets)} test utterances whose speakers are known ({how}{noise})"
         return f"held-out utterances ({how}{noise}; they also chose the best checkpoint: slightly optimistic)"
 
-    def describe_lines(self) -> list[str]:
-        """The course's public leaderboard lines of the editions that have so many training utterances."""
-        return [
-            f"{year}, accuracy: {'  '.join(f'{level} {value}' for level, value in lines.items())} (on the course's own "
-            "hidden test utterances)"
-            for year, count, lines in COURSE_LINES
-            if count == len(self.targets)
-        ]
+    def describe_baselines(self) -> list[str]:
+        """The course's baselines of the editions that have so many training utterances."""
+        return course.describe_baselines(self.homework, len(self.targets))
 
     def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
         """Header and rows of the course's file for probabilities (N, C), in the order of testdata.json."""
@@ -239,11 +235,3 @@ class SpeakerData(ClassifierData):
         return ["Id", "Category"], [
             [name, speakers[c]] for name, c in zip(self.test_names, self.decide(predictions), strict=True)
         ]
-
-
-# edition, labelled utterances, and the public leaderboard lines; 2023 has the data of 2022
-COURSE_LINES: list[tuple[str, int, dict[str, float]]] = [
-    ("2021", 69_438, {"easy": 0.82523, "medium": 0.90547, "hard": 0.95404}),
-    ("2022", 56_666, {"simple": 0.60824, "medium": 0.70375, "strong": 0.77750, "boss": 0.86500}),
-    ("2023", 56_666, {"simple": 0.66025, "medium": 0.81750, "strong": 0.88500, "boss": 0.93175}),
-]

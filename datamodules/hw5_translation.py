@@ -13,6 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules import course
 from datamodules.base import Facts, Fold, HomeworkData
 from datamodules.errors import DataError, and_more
 from datamodules.generated import write_translation
@@ -420,15 +421,10 @@ class TranslationData(HomeworkData):
             return f"{len(self.test_lines)} test sentences whose translations are known ({self.test_bitext})"
         return "held-out pairs (they also chose the best checkpoint: slightly optimistic)"
 
-    def describe_lines(self) -> list[str]:
-        """The course's public lines of the editions that have so many pairs."""
-        count = int(self.real.counts[:, 0].sum()) if self.bitexts else 0
-        return [
-            f"{year}, BLEU: {'  '.join(f'{level} {value}' for level, value in lines.items())} (on the course's own "
-            "hidden test sentences)"
-            for year, pairs, lines in COURSE_LINES
-            if pairs == count and self.target == "zh"
-        ]
+    def describe_baselines(self) -> list[str]:
+        """The course's baselines of the editions that have so many pairs; they are for Chinese."""
+        count = int(self.real.counts[:, 0].sum()) if self.bitexts and self.target == "zh" else 0
+        return course.describe_baselines(self.homework, count)
 
     def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
         """No header, and a row of one text for each test sentence, in the order of the test file."""
@@ -498,11 +494,3 @@ def _bars(lengths: np.ndarray) -> list[str]:
         f"  {span:<11} {'#' * round(50 * count / counts.max()):<50} {count:,}"
         for span, count in zip(spans, counts.tolist(), strict=False)
     ]
-
-
-# edition, pairs in its files, and the public lines
-COURSE_LINES: list[tuple[str, int, dict[str, float]]] = [
-    ("2021", 398_066, {"simple": 18.43, "medium": 24.04, "strong": 29.32}),
-    ("2022", 398_066, {"simple": 14.58, "medium": 18.04, "strong": 25.20, "boss": 29.13}),
-    ("2023", 400_726, {"simple": 15.05, "medium": 18.44, "strong": 23.57, "boss": 30.08}),
-]

@@ -117,7 +117,7 @@ def report(run: RunFolder, data: HomeworkData, rows: np.ndarray, predicted: np.n
     print(
         f"  mean        {mean:.4f}  (deviation over folds {spread:.4f}; last weights, nothing chosen on held-out rows)"
     )
-    for text in data.describe_lines():
-        print(f"  course's lines  {text}")
+    for text in data.describe_baselines():
+        print(f"  course's baselines  {text}")
     submission = "submission.csv (mean of all folds' models), " if test else ""
     print(f"  files  {run.path}: out_of_fold.csv, {submission}scores.json")

@@ -28,7 +28,7 @@ def show_summary(cli: "LeemlCLI") -> None:
     rows: list[tuple[str, str]] = [(name, f"{value}") for name, value in (run.read_scores() or scores).items()]
     if cli.subcommand == "test":
         rows.append(("tested on", data.describe_test()))
-    rows += [("course's lines", text) for text in data.describe_lines()]
+    rows += [("course's baselines", text) for text in data.describe_baselines()]
     names = ("checkpoints/best.ckpt", "metrics.csv", "samples.csv", "figures", "submission.csv", "submission.txt")
     files = [run.path / name for name in names]
     rows += [("run folder", str(run.path))]

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from sklearn.feature_selection import f_regression, mutual_info_regression
 
-from datamodules import hw1_covid
 from datamodules.base import PROJECT, Fold, HomeworkData, default_root
+from datamodules.course import PUBLISHED
 from datamodules.errors import DataError
-from datamodules.hw1_covid import PUBLISHED, CovidData
+from datamodules.hw1_covid import CovidData
 from datamodules.tables.covid import CovidTable
 from modules.hw1_covid import CovidNet
 
@@ -658,14 +658,14 @@ def test_2023_by_its_file_names(tmp_path: Path) -> None:
     assert made.facts["edition"] == "2023"
     assert len(made.facts["features"]) == 87
     assert made.facts["features"].index("tested_positive.1") == 69
-    (line,) = made.describe_lines()
+    (line,) = made.describe_baselines()
     assert line.startswith("2023, MSE: simple 1.96993  medium 1.15678  strong 0.92619  boss 0.81456")
 
 
-def test_lines_of_the_course(real_data: Callable[[str], Path], folder: Path) -> None:
-    assert data(real_data("hw1_covid/2021")).describe_lines()[0].startswith("2021, RMSE: simple 2.03004")
-    assert data(real_data("hw1_covid/2022"), "predict").describe_lines()[0].startswith("2022, MSE: simple 2.28371")
-    assert CovidData().describe_lines() == data(folder).describe_lines() == []
+def test_baselines_of_the_course(real_data: Callable[[str], Path], folder: Path) -> None:
+    assert data(real_data("hw1_covid/2021")).describe_baselines()[0].startswith("2021, RMSE: simple 2.03004")
+    assert data(real_data("hw1_covid/2022"), "predict").describe_baselines()[0].startswith("2022, MSE: simple 2.28371")
+    assert CovidData().describe_baselines() == data(folder).describe_baselines() == []
 
 
 def test_where_files_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -726,22 +726,13 @@ def test_edition_in_a_config(edition: str) -> None:
     assert made.edition == (None if edition == "null" else "2022")
 
 
-def test_published_files(real_data: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_files(real_data: Callable[[str], Path]) -> None:
     """The test files at hand are the course's own (the training files are not byte for byte: see their README)."""
     for year in ("2021", "2022"):
         path = real_data(f"hw1_covid/{year}") / "covid.test.csv"
-        remote = next(f for f in PUBLISHED[year] if f.name == path.name)
+        remote = next(f for f in PUBLISHED["hw1_covid"][year] if f.name == path.name)
         assert hashlib.sha256(path.read_bytes()).hexdigest() == remote.sha256
-    asked: list[tuple[str, Path]] = []
-    monkeypatch.setattr(hw1_covid, "fetch", lambda files, to: asked.extend((f.name, to) for f in files) or [to])
-    CovidData.fetch(Path("d"), "2023")
-    assert asked == [("2023/covid_train.csv", Path("d")), ("2023/covid_test.csv", Path("d"))]
-    asked.clear()
-    CovidData.fetch(Path("d"))  # all in one call, so that one bad address does not keep the others from coming
-    assert [name[:4] for name, _ in asked] == ["2021", "2021", "2022", "2022", "2023", "2023"]
-    with pytest.raises(DataError, match="no edition '2020' of hw1_covid was published, there are 2021, 2022, 2023"):
-        CovidData.fetch(Path("d"), "2020")
-    names = {f.name for files in PUBLISHED.values() for f in files}
+    names = {f.name for files in PUBLISHED["hw1_covid"].values() for f in files}
     for name in names:
         assert CovidData.has_files(Path("/nowhere")) is False
         assert name in {"covid.train.csv", "covid.test.csv", "covid_train.csv", "covid_test.csv"}
