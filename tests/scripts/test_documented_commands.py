@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import answer, works
 
-from scripts import kfold
+from scripts import kfold, leeml
 from scripts.cli.homeworks import data_class
 from scripts.train import plan
 
@@ -48,6 +48,12 @@ def parsed(*args, **options):
 def test_there_are_commands():
     named = {param.values[1].split()[0] for param in commands()}
     assert {"fit", "test", "predict", "kfold", "data", "translate", "distill", "bench", "study"} <= named
+
+
+def test_every_subcommand_has_a_row():
+    rows = re.findall(r"^\| ([^|]+) \|", (PROJECT / "docs" / "commands.md").read_text(encoding="utf-8"), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert set(leeml.VERBS) <= named
 
 
 @pytest.mark.parametrize(("page", "line"), commands())
