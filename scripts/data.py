@@ -26,7 +26,7 @@ def add_options(parser: Parser, prepare: Callable[..., Any]) -> None:
 
 
 def main(args: list[str]) -> int:
-    """Run one of the data verbs."""
+    """Run sample, fetch, prepare or describe; returns the exit code."""
     help_of = {
         "sample": "write a small generated set in the course's layout",
         "fetch": "download the course's files",
@@ -35,11 +35,11 @@ def main(args: list[str]) -> int:
     }
     parser = Parser(
         prog="leeml data", description=__doc__, formatter_class=RawDescriptionHelpFormatter,
-        epilog="\n".join(f"{verb:<8} {text}" for verb, text in help_of.items()) + "\nEach has its own --help.",
+        epilog="\n".join(f"{action:<8} {text}" for action, text in help_of.items()) + "\nEach has its own --help.",
     )  # fmt: skip
-    parser.add_argument("verb", choices=help_of)
-    verb = parser.parse_args(args[1:2]).verb
-    parser = Parser(prog=f"leeml data {verb}", description=help_of[verb])
+    parser.add_argument("action", choices=help_of)
+    action = parser.parse_args(args[1:2]).action
+    parser = Parser(prog=f"leeml data {action}", description=help_of[action])
     parser.add_argument("homework", help=", ".join(homeworks()))
     parser.add_argument(
         "root", nargs="?", type=Path, help="data folder with one sub-folder a homework "
@@ -48,12 +48,12 @@ def main(args: list[str]) -> int:
     parser.add_argument(
         "--data.root", dest="also", metavar="DIR", type=Path, help="the same, as the other commands call it"
     )
-    if verb == "sample":
+    if action == "sample":
         parser.add_argument("--seed", type=int, default=0)
         parser.add_argument("--if_empty", action="store_true", help="do nothing where the homework has data already")
-    if verb == "fetch":
+    if action == "fetch":
         parser.add_argument("--edition", help="2021, 2022 or 2023 (default: all)")
-    if verb == "prepare":
+    if action == "prepare":
         parser.add_argument("--source", type=Path, help="file or folder with the raw data (default: the data folder)")
         if named := next((arg for arg in args[2:] if arg in homeworks()), None):
             add_options(parser, data_class(named).prepare)
@@ -65,16 +65,16 @@ def main(args: list[str]) -> int:
 
     root = (own.root or own.also or default_root()).expanduser()
     folder = root / own.homework
-    if verb == "describe":
+    if action == "describe":
         print(*cls.describe(root), sep="\n")
         return 0
-    if verb == "sample":
+    if action == "sample":
         there = [p.name for p in folder.iterdir() if cls.has_files(p)] if folder.is_dir() else []
         if own.if_empty and (there or cls.has_files(folder)):
             print(f"{folder}: data is here already ({', '.join(there) or 'the course files'})")
             return 0
         files = cls.sample(folder / "sample", own.seed)
-    elif verb == "fetch":
+    elif action == "fetch":
         files = cls.fetch(folder, own.edition)
     else:
         known = ("homework", "root", "also", "source")

@@ -12,7 +12,7 @@ from types import FrameType
 
 TERMINATED = 128 + signal.SIGTERM
 
-VERBS = {
+SUBCOMMANDS = {
     "fit": ("train", "train a model: --config configs/hw1_covid/medium.yaml [--data.root DIR] [--run_dir DIR]"),
     "validate": ("train", "score a run's best checkpoint on its held-out rows: --run_dir DIR"),
     "test": ("train", "score it on labelled test data, else on the held-out rows: --run_dir DIR [--data.root DIR]"),
@@ -31,10 +31,10 @@ No data yet? Make a small generated set (data/ of the project), then train on it
   leeml data sample hw1_covid
   leeml fit --config configs/hw1_covid/medium.yaml
 
-More: leeml --help, leeml fit --help, README.md"""
+More: leeml --help, leeml fit --help, docs/commands.md"""
 
 
-MENDS = {
+REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space and run it again"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions or choose another place"),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is in the way of a folder, choose another place"),
@@ -45,7 +45,7 @@ MENDS = {
 
 def usage() -> str:
     """The help of leeml: all subcommands, one line each."""
-    lines = [f"  {verb:<9} {text}" for verb, (_, text) in VERBS.items()]
+    lines = [f"  {name:<9} {text}" for name, (_, text) in SUBCOMMANDS.items()]
     return "usage: leeml SUBCOMMAND ...\n\n" + "\n".join(lines) + "\n\nEach subcommand has its own --help."
 
 
@@ -54,9 +54,9 @@ def explain(error: BaseException) -> str | None:
     kind = type(error).__name__
     if kind in ("DataError", "UsageError", "MisconfigurationException"):
         return str(error)
-    if isinstance(error, OSError) and error.errno in MENDS:
+    if isinstance(error, OSError) and error.errno in REMEDIES:
         where = error.filename2 or error.filename or "while writing"
-        return f"{where}: {os.strerror(error.errno).lower()}; {MENDS[error.errno]}"
+        return f"{where}: {os.strerror(error.errno).lower()}; {REMEDIES[error.errno]}"
     if str(error).startswith("Early stopping conditioned on metric"):
         return f"{error}; let the validation run, or remove EarlyStopping"
     if error.__cause__ is not None:
@@ -93,16 +93,16 @@ def main(argv: list[str] | None = None) -> int:
     if args[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
-    if args[0] not in VERBS:
+    if args[0] not in SUBCOMMANDS:
         import difflib
 
-        near = difflib.get_close_matches(args[0], VERBS, 1)
+        near = difflib.get_close_matches(args[0], SUBCOMMANDS, 1)
         hint = f"did you mean {near[0]!r}?" if near else "see leeml --help"
         print(f"leeml: error: no subcommand {args[0]!r}; {hint}", file=sys.stderr)
         return 2
     try:
         with ended_by_signal():
-            return importlib.import_module(f"scripts.{VERBS[args[0]][0]}").main(args)
+            return importlib.import_module(f"scripts.{SUBCOMMANDS[args[0]][0]}").main(args)
     except (KeyboardInterrupt, SystemExit) as stop:
         by_hand = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
         if not by_hand and stop.code != TERMINATED:  # type: ignore[union-attr]
