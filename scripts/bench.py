@@ -26,6 +26,7 @@ def main(args: list[str]) -> int:
     parser.add_argument(
         "--decoding", nargs="+", type=Path, metavar="RUN", help="instead: score and speed of trained translators"
     )
+    parser.add_argument("--trust", action="store_true", help="allow those runs to use classes that leeml does not know")
     parser.add_argument("--steps", type=int, help="optimizer steps of each level in that table (hw4_speaker)")
     parser.add_argument("--repeats", type=int, default=5, help="timed turns; medians are reported")
     parser.add_argument("--threads", type=int, default=2, help="torch threads on the CPU")
@@ -44,7 +45,7 @@ def main(args: list[str]) -> int:
     if own.decoding:
         if not hasattr(bench, "decoding"):
             raise DataError(f"{own.homework} does not translate: --decoding is for hw5_translation")
-        bench.decoding(own.root, own.decoding, own.repeats)
+        bench.decoding(own.root, own.decoding, own.repeats, own.trust)
         return 0
     shorter = {} if own.steps is None else {"steps": own.steps}
     if shorter and "steps" not in inspect.signature(bench.accuracy).parameters:

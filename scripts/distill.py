@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 from datamodules.hw5_translation import SIDES, TranslationData
 from scripts.cli.mistakes import Parser, UsageError
-from scripts.run.checkpoint import from_config, load_checkpoint
+from scripts.run.checkpoint import from_config
 from scripts.translate import add_options, parse, planned
 from scripts.translation.chunks import write_all
 from scripts.translation.reading import Line
@@ -37,9 +37,9 @@ def main(args: list[str]) -> int:
     sink = whole_file(own, models, "\t".join(SIDES) if own.shard is None or own.shard.number == 1 else None)
     path, flags = models[0]
     of_model = [flag for flag in flags if flag.startswith("--model.")]
-    translator = LineTranslator([(path, of_model) for path, _ in models], own.device, own.max_tokens)
+    translator = LineTranslator([(path, of_model) for path, _ in models], own.device, own.max_tokens, own.trust)
     of_data = [flag for flag in flags if flag not in of_model]
-    data: TranslationData = from_config(load_checkpoint(path), [*REAL, *of_data], "data").data
+    data: TranslationData = from_config(path, [*REAL, *of_data], "data", trust=own.trust).data
     data.trainer = SimpleNamespace(lightning_module=translator.model)  # type: ignore[assignment]
     data.setup("validate")  # holds the files against the facts of the run
     rows = data.chosen_folds()[0].train

@@ -3,7 +3,6 @@
 import difflib
 import importlib
 import logging
-import math
 import os
 import sys
 import warnings
@@ -28,12 +27,14 @@ from datamodules.errors import DataError
 from modules.base import HomeworkModule
 from scripts.cli.config_parser import Parser, known_classes
 from scripts.cli.mistakes import Parser as MistakeParser
-from scripts.cli.mistakes import UsageError, check_yaml
+from scripts.cli.mistakes import UsageError
 from scripts.cli.summary import show_summary
-from scripts.run.checkpoint import load_checkpoint
+from scripts.cli.yaml_files import check_yaml
+from scripts.run.checkpoint import checkpoint_config, load_checkpoint, run_config, typed_names
 from scripts.run.folder import RunFolder
 from scripts.run.records import RunCSVLogger, RunRecord, close_log, open_log
 from scripts.run.resume import check_averaging, check_data, optimizer_changes
+from scripts.run.trusted import ONE_CALL
 
 NOISE = (
     ".*does not have many workers",
@@ -78,6 +79,9 @@ class LeemlCLI(LightningCLI):
         parser.add_argument("--resume", type=bool, default=False, help="Go on with the interrupted run in --run_dir.")
         parser.add_argument(
             "--output", type=str | None, help="File that predict writes (default: submission.csv, or .txt, of the run)."
+        )
+        parser.add_argument(
+            "--trust", type=bool, default=False, help="Allow the run to use classes and files that leeml does not know."
         )
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -179,7 +183,7 @@ class LeemlCLI(LightningCLI):
         assert self.subcommand is not None
         text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
         config = yaml.safe_load(text)
-        for key in ("run_dir", "resume", "output", "ckpt_path", "weights_only", "config"):
+        for key in ONE_CALL:
             config.pop(key, None)
         config["checkpoint"]["dirpath"] = config["trainer"]["default_root_dir"] = None
         return config
@@ -289,6 +293,7 @@ def own_flags() -> MistakeParser:
     parser.add_argument("--output")
     parser.add_argument("--config", "-c", action="append", default=[])
     parser.add_argument("--ckpt_path", type=str)
+    parser.add_argument("--trust", action="store_true")
     return parser
 
 
@@ -301,12 +306,13 @@ def plan(args: list[str]) -> tuple[list[str], RunFolder, str | None]:
     configs = [find_config(c) for c in own.config]
     run = RunFolder(own.run_dir.absolute()) if own.run_dir else None
     ckpt = own.ckpt_path
+    typed = typed_names(rest, configs)
     if verb == "fit":
         if own.resume.lower() == "true":
             if run is None:
                 raise UsageError("--resume needs --run_dir, the folder of the run to go on with")
             if run.config.is_file() or not configs:
-                configs = [_run_config(run), *configs]
+                configs = [run_config(run, verb, typed, own.trust), *configs]
             ckpt = _resumed_from(run, ckpt)
         elif run is not None and run.taken():
             run.own()  # says so where it is in progress
@@ -319,19 +325,20 @@ def plan(args: list[str]) -> tuple[list[str], RunFolder, str | None]:
     else:
         if run is None and ckpt is None:
             raise UsageError(f"{verb} needs a trained run: --run_dir runs/..., or --ckpt_path FILE")
+        stored = None
         if ckpt in (None, "best", "last"):
             if run is None:
                 raise UsageError(f"--ckpt_path {ckpt} needs --run_dir, the folder of the run it is in")
-            _run_config(run)
+            stored = run_config(run, verb, typed, own.trust)
             if ckpt is None and not (run.checkpoints / "best.ckpt").is_file() and run.resumable():
                 print("leeml: this run has no best.ckpt, as no epoch was validated: last.ckpt it is", file=sys.stderr)
                 ckpt = "last"
             ckpt = str(run.checkpoint(ckpt or "best"))
-        if run is not None and run.config.is_file():
-            configs = [_run_config(run), *configs]
-        elif not configs:
-            config = load_checkpoint(Path(ckpt))["config"]
-            configs = [yaml.safe_dump(config, default_flow_style=True, width=math.inf).strip()]  # JSON has no infinity
+        if stored is None and run is not None and run.config.is_file():
+            stored = run_config(run, verb, typed, own.trust)
+        elif stored is None and not configs:
+            stored = checkpoint_config(Path(ckpt), verb, typed, own.trust)
+        configs = [*([stored] if stored else []), *configs]
         if run is None:
             folder = Path(ckpt).absolute().parent
             run = RunFolder(folder.parent if folder.name == "checkpoints" else folder)
@@ -354,12 +361,6 @@ def _resumed_from(run: RunFolder, ckpt: str | None) -> str | None:
         return str(run.checkpoint("last"))
     print(f"leeml: {run.path}: ended before its first checkpoint, so it starts over", file=sys.stderr)
     return None
-
-
-def _run_config(run: RunFolder) -> str:
-    if not run.config.is_file():
-        raise DataError(f"{run.path}: no config.yaml here, so this is not the folder of a run (see runs/)")
-    return str(run.config)
 
 
 def new_run(configs: list[str], suffix: str = "") -> RunFolder:
@@ -407,6 +408,8 @@ def run_cli(args: list[str], early_stopping: bool = True, again: str = "") -> Le
         return cli
     except UsageError as error:
         configs = [v for f, v in pairwise(line) if f == "--config"]
+        if configs and configs[0].startswith("{") and run.config.is_file():  # what stands there was checked first
+            configs[0] = str(run.config)
         raise error.placed(configs, args) from error.__cause__
     except BaseException as error:
         if fits and first and (run.trained or isinstance(error, KeyboardInterrupt | SystemExit)):

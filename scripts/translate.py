@@ -47,6 +47,7 @@ def add_options(parser: Parser) -> None:
         help="only part I of N; under torchrun each process has its own and writes FILE.I. `cat` joins them in order",
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on with FILE.part, which an interrupted run left")
+    parser.add_argument("--trust", action="store_true", help="allow the run to use classes that leeml does not know")
 
 
 def parse(parser: Parser, args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -84,6 +85,7 @@ def planned(own: argparse.Namespace, flags: Sequence[str]) -> list[tuple[Path, l
     found = []
     for run, name in itertools.product(own.run_dir or [None], own.ckpt_path or [None]):
         where = [*(["--run_dir", str(run)] if run else []), *(["--ckpt_path", name] if name else [])]
+        where += ["--trust"] if own.trust else []
         _, _, _, *rest, _, checkpoint = plan(["predict", *where, *flags])[0]  # predict --config C ... --ckpt_path FILE
         found.append((Path(checkpoint), rest))
     return found
@@ -118,7 +120,7 @@ def main(args: list[str]) -> int:
     sink: Sink = StandardOutput() if own.output is None else whole_file(own, models, cleaned=own.cleaned)
     countable = own.files and all(stat.S_ISREG(path.stat().st_mode) for path in own.files)
     total = sum(1 for _ in read(own.files)) if countable else None  # and all is known to be UTF-8
-    translator = LineTranslator(models, own.device, own.max_tokens)
+    translator = LineTranslator(models, own.device, own.max_tokens, own.trust)
     restore = (lambda text: text) if own.cleaned else RESTORE[translator.target]
     try:
         write_all(read(own.files), total, own.shard, translator, sink, lambda line, text: restore(text))

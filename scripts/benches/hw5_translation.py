@@ -33,7 +33,7 @@ from modules.translation.scores import CorpusScore
 from modules.translation.search import beam_search
 from scripts.benches.tools import empty_cache, medians
 from scripts.cli.summary import collect
-from scripts.run.checkpoint import from_config, load_checkpoint, load_model
+from scripts.run.checkpoint import from_config, load_model
 from scripts.run.folder import RunFolder
 from scripts.train import run_cli
 
@@ -346,7 +346,7 @@ def ways(model: Translator, judge: Seq2Seq | None) -> Iterator[Way]:
         yield "all at once", model.translate
 
 
-def decoding(root: Path | None, runs: Sequence[Path], repeats: int) -> None:
+def decoding(root: Path | None, runs: Sequence[Path], repeats: int, trust: bool = False) -> None:
     """Print BLEU, chrF, repeated words and sentences/s of trained runs on the pairs held out; words are characters in
     Chinese.
 
@@ -354,9 +354,10 @@ def decoding(root: Path | None, runs: Sequence[Path], repeats: int) -> None:
         root: Data folder.
         runs: Folders of runs on the same pairs; the first that goes word by word judges the candidates of others.
         repeats: Timed turns.
+        trust: Whether the runs may use classes that leeml does not know.
     """
     paths = [RunFolder(run).checkpoint("best") for run in runs]
-    models = {str(run): load_model(path) for run, path in zip(runs, paths, strict=True)}
+    models = {str(run): load_model(path, trust=trust) for run, path in zip(runs, paths, strict=True)}
     facts = [model.facts for model in models.values()]
     for named, other in zip(runs, facts, strict=True):
         if other["target"] != facts[0]["target"]:
@@ -369,7 +370,7 @@ def decoding(root: Path | None, runs: Sequence[Path], repeats: int) -> None:
     one_by_one = (model.net for model in models.values() if not isinstance(model, ParallelTranslator))
     judge = next(one_by_one, None)
     place = [f"--data.root={root}", "--data.dir=null"] if root else []
-    data: TranslationData = from_config(load_checkpoint(paths[0]), place, "data").data
+    data: TranslationData = from_config(paths[0], place, "data", trust=trust).data
     data.trainer = SimpleNamespace(lightning_module=models[str(runs[0])], world_size=1, global_rank=0)  # type: ignore[assignment]
     data.setup("validate")  # holds the files against the facts of the run
     batches = list(data.val_dataloader())

@@ -4,7 +4,6 @@ import argparse
 import difflib
 import importlib
 import inspect
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -117,24 +116,3 @@ def near_key(name: str, keys: Iterable[str]) -> str:
     if dot and head not in heads and (found := difflib.get_close_matches(head, heads, 1, 0.6)):
         return f" (did you mean {found[0]}.{tail}?)"
     return near(name, keys)
-
-
-def check_yaml(path: Path) -> None:
-    """A config must be YAML with sections.
-
-    Raises:
-        UsageError: says where it is not.
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error})") from None
-    if not isinstance(content, dict):
-        found = "nothing" if content is None else json.dumps(content, default=str)[:60]
-        raise UsageError(f"{path}: expected the sections model, data, trainer; found {found}")

@@ -1,7 +1,8 @@
 """A run's checkpoint: read as data only, and turned into a model."""
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from datamodules.errors import DataError
 from modules.base import HomeworkModule
 from modules.hw5_translation import Translator
 from scripts.cli.config_parser import Parser as ConfigParser
+from scripts.cli.yaml_files import read_yaml
+from scripts.run.folder import RunFolder
+from scripts.run.trusted import trusted
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -37,28 +41,64 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def from_config(checkpoint: dict[str, Any], flags: Sequence[str], *sections: str) -> Namespace:
+def inline(config: dict[str, Any]) -> str:
+    """A configuration as one line for the parser; not JSON, which has no infinity."""
+    return yaml.safe_dump(config, default_flow_style=True, width=math.inf).strip()
+
+
+def typed_names(words: Iterable[str], configs: Iterable[str] = ()) -> set[str]:
+    """All that could be the name of a class in what the user typed: words of the line, and configs (files, or text)."""
+    texts = [text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8") for text in configs]
+    return {name for text in (*words, *texts) for name in re.findall(r"[A-Za-z_][\w.]*", text)}
+
+
+def run_config(run: RunFolder, verb: str, typed: Iterable[str], trust: bool) -> str:
+    """What a subcommand uses of a run's config.yaml, as one line for the parser.
+
+    Raises:
+        DataError: the folder is not that of a run, or its configuration is not to be trusted.
+    """
+    if not run.config.is_file():
+        raise DataError(f"{run.path}: no config.yaml here, so this is not the folder of a run (see runs/)")
+    config = read_yaml(run.config)
+    return inline(trusted(config, run.config, verb, run.path, trust=trust, typed={*typed}))
+
+
+def checkpoint_config(path: Path, verb: str, typed: Iterable[str], trust: bool) -> str:
+    """The same of the configuration in a checkpoint."""
+    config = load_checkpoint(path)["config"]
+    return inline(trusted(config, path, verb, path.parent, trust=trust, typed={*typed}))
+
+
+def from_config(path: Path, flags: Sequence[str], *sections: str, trust: bool = False) -> Namespace:
     """The objects that sections of a checkpoint's configuration describe: model, data."""
     parser = ConfigParser(prog="leeml")
     parser.add_argument("--config", action=ActionConfigFile)
     for name, base in {"model": HomeworkModule, "data": HomeworkData}.items():
         if name in sections:
             parser.add_lightning_class_args(base, name, subclass_mode=True)
-    config = {name: checkpoint["config"][name] for name in sections}
-    text = yaml.safe_dump(config, default_flow_style=True, width=math.inf).strip()
-    return parser.instantiate_classes(parser.parse_args(["--config", text, *flags]))
+    stored = load_checkpoint(path)["config"]
+    config = {name: stored[name] for name in sections}
+    safe = trusted(config, path, "predict", path.parent, trust=trust, typed=typed_names(flags))
+    return parser.instantiate_classes(parser.parse_args(["--config", inline(safe), *flags]))
 
 
-def load_model(path: Path, flags: Sequence[str] = ()) -> Any:
+def load_model(path: Path, flags: Sequence[str] = (), trust: bool = False) -> Any:
     """A trained module, from its checkpoint alone.
 
+    Args:
+        path: The checkpoint.
+        flags: `--model.KEY=VALUE`, which change its configuration.
+        trust: Whether classes that are not known may be built.
+
     Raises:
-        DataError: it is no checkpoint, of a homework that does not translate, or not of this version.
+        DataError: it is no checkpoint, of a homework that does not translate, not of this version, or it names classes
+            that are not trusted.
     """
     checkpoint = load_checkpoint(path)
     if checkpoint["homework"] != Translator.homework:
         raise DataError(f"{path}: of {checkpoint['homework']}, which translates nothing; name a run of HW5")
-    model = from_config(checkpoint, flags, "model").model
+    model = from_config(path, flags, "model", trust=trust).model
     try:
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])

@@ -35,14 +35,17 @@ class LineTranslator:
         models: Checkpoints and flags, see `planned`.
         device: auto, cpu or cuda.
         max_tokens: Of a batch: sentences x the longest source.
+        trust: Whether classes that leeml does not know may be built.
 
     Raises:
         DataError: a checkpoint is none of ours, or the models cannot work together.
     """
 
-    def __init__(self, models: Sequence[tuple[Path, Sequence[str]]], device: str, max_tokens: int) -> None:
+    def __init__(
+        self, models: Sequence[tuple[Path, Sequence[str]]], device: str, max_tokens: int, trust: bool = False
+    ) -> None:
         self.device, self.max_tokens = _device(device), max_tokens
-        loaded = [load_model(path, flags).to(self.device) for path, flags in models]
+        loaded = [load_model(path, flags, trust).to(self.device) for path, flags in models]
         paths = [path for path, _ in models]
         self.model, facts = loaded[0], loaded[0].facts
         for path, other in zip(paths[1:], loaded[1:], strict=True):
