@@ -24,18 +24,19 @@ def _check_size(text: str) -> None:
     names: list[str | None] = []
     anchors: dict[str, int] = {}
     for event in yaml.parse(text, Loader=_LOADER):
+        where = f"line {event.start_mark.line + 1}" if event.start_mark else "somewhere"
         if isinstance(event, yaml.CollectionStartEvent):
             sizes.append(0)
             names.append(event.anchor)
             if len(sizes) > DEEPEST:
-                raise UsageError(f"line {event.start_mark.line + 1}: nested more than {DEEPEST} levels deep")
+                raise UsageError(f"{where}: nested more than {DEEPEST} levels deep")
             continue
         if isinstance(event, yaml.CollectionEndEvent):
             size, name = sizes.pop() + 1, names.pop()
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor in names:
-                raise UsageError(f"line {event.start_mark.line + 1}: *{event.anchor} stands inside itself")
-            size, name = anchors.get(event.anchor, 1), None
+                raise UsageError(f"{where}: *{event.anchor} stands inside itself")
+            size, name = anchors.get(str(event.anchor), 1), None
         elif isinstance(event, yaml.ScalarEvent):
             size, name = 1, event.anchor
         else:
@@ -45,7 +46,7 @@ def _check_size(text: str) -> None:
             anchors[name] = size
         if sum(sizes) > MOST:
             raise UsageError(
-                f"line {event.start_mark.line + 1}: more than {MOST:,} values, where aliases are counted as often as "
+                f"{where}: more than {MOST:,} values, where aliases are counted as often as "
                 "they stand there"
             )
 

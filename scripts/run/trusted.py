@@ -135,7 +135,7 @@ def _plain(hint: Any) -> bool:
     """Whether a parameter of this type takes numbers, text and collections of them alone."""
     if hint is None or hint is Ellipsis:
         return True
-    if isinstance(hint, typing.TypeAliasType):
+    if hasattr(hint, "__value__"):  # type Alias = ..., from Python 3.12 on
         return _plain(hint.__value__)
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
