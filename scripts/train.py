@@ -48,8 +48,15 @@ NOISE = (
 class LeemlCLI(LightningCLI):
     """LightningCLI whose runs have a folder and whose checkpoints never override the user's flags."""
 
-    def __init__(self, args: list[str], run: RunFolder, output: str | None = None, early_stopping: bool = True) -> None:
-        self.early_stopping = early_stopping
+    def __init__(
+        self,
+        args: list[str],
+        run: RunFolder,
+        output: str | None = None,
+        early_stopping: bool = True,
+        trust: bool = False,
+    ) -> None:
+        self.early_stopping, self.trust = early_stopping, trust
         self.run, self.output, self.verb = run, output, args[0]
         known_classes()
         super().__init__(
@@ -226,7 +233,7 @@ class LeemlCLI(LightningCLI):
         if checkpoint is not None and path is not None:
             check_averaging(path, checkpoint, self.trainer)
             check_data(path, checkpoint, self.saved_config()["data"])
-            changes = optimizer_changes(path, checkpoint, self.model)
+            changes = optimizer_changes(path, self.model, self.trust)
             for record in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(record, RunRecord):
                     record.changes = changes
@@ -403,7 +410,7 @@ def run_cli(args: list[str], early_stopping: bool = True, again: str = "") -> Le
             os.environ["LEEML_RUN_DIR"] = str(run.path)  # for the processes that DDP starts
             if first:
                 run.own()
-        cli = LeemlCLI(line, run, output, early_stopping)
+        cli = LeemlCLI(line, run, output, early_stopping, trust="--trust" in args)
         done = not cli.trainer.fast_dev_run  # type: ignore[attr-defined]
         return cli
     except UsageError as error:

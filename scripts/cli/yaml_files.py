@@ -46,8 +46,7 @@ def _check_size(text: str) -> None:
             anchors[name] = size
         if sum(sizes) > MOST:
             raise UsageError(
-                f"{where}: more than {MOST:,} values, where aliases are counted as often as "
-                "they stand there"
+                f"{where}: more than {MOST:,} values, where aliases are counted as often as they stand there"
             )
 
 

@@ -18,18 +18,18 @@ MOVING = ("params", "lr", "initial_lr", "schedule_step")  # of a param group: wh
 Changes = list[dict[str, Any]]  # for each param group the settings that flags have changed
 
 
-def optimizer_changes(path: Path, checkpoint: Mapping[str, Any], model: HomeworkModule) -> Changes:
+def optimizer_changes(path: Path, model: HomeworkModule, trust: bool) -> Changes:
     """What the flags say of the optimizer that the run's own configuration did not.
 
     Args:
-        path: Of the checkpoint, for messages.
-        checkpoint: To go on from.
+        path: Of the checkpoint to go on from.
         model: With the flags, and its network built.
+        trust: Whether the checkpoint's configuration may name classes that are not known.
 
     Raises:
-        DataError: the state of the checkpoint's optimizer is of no use to the new one.
+        DataError: the state of the checkpoint's optimizer is of no use to the new one, or its class is not known.
     """
-    before, now = from_config(dict(checkpoint), (), "model").model.new_optimizer, model.new_optimizer
+    before, now = from_config(path, (), "model", trust=trust).model.new_optimizer, model.new_optimizer
     new = model.configure_optimizers()
     try:
         model.new_optimizer = before

@@ -227,6 +227,7 @@ def test_a_model_is_asked_without_the_parts_of_its_training(run, sample, tmp_pat
 
 def test_own_classes_with_trust_and_when_typed(run, sample, tmp_path, sentinel):
     predict = ["predict", "--run_dir", run, "--data.root", sample]
+    stored = (run / "config.yaml").read_text()
     write(run, "model/init_args/optimizer", evil("Mine", lr=0.1, weight_decay=0.1))
     mine = tmp_path / "mine.yaml"
     mine.write_text("model: {init_args: {optimizer: {class_path: evil.Mine, init_args: {lr: 0.1}}}}\n")
@@ -237,6 +238,7 @@ def test_own_classes_with_trust_and_when_typed(run, sample, tmp_path, sentinel):
     said = answer(*predict, "--trust")
     assert said.code == 0, said.err
     assert f"{run / 'config.yaml'}: model.optimizer names evil.Mine; --trust allows it" in said.err
+    (run / "config.yaml").write_text(stored)
     write(run, "trainer/callbacks", [evil("Print")])
     said = answer("fit", "--run_dir", run, "--data.root", sample, "--resume", "--trust", "--trainer.max_epochs", "3")
     assert said.code == 0, said.err
