@@ -1,6 +1,5 @@
 """Pictures and tables of a run: PNG and CSV files in the run folder, and to every logger that takes them."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
 
+from callbacks.curves import plot_curves, read_metrics
 from callbacks.files import whole
 
 
@@ -23,32 +23,6 @@ class Draws(Protocol):
 
     def draw(self) -> dict[str, Figure]:
         """Name -> figure."""
-
-
-def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """Curves in a metrics.csv: column -> [(step, value), ...]."""
-    curves: dict[str, list[tuple[float, float]]] = {}
-    with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if value and name not in ("step", "epoch"):
-                    curves.setdefault(name, []).append((float(row["step"]), float(value)))
-    return curves
-
-
-def plot_curves(curves: dict[str, list[tuple[float, float]]], ylabel: str, log: bool) -> Figure:
-    """One line a curve against the optimizer step."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, points in sorted(curves.items()):
-        steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, label=name, linewidth=1.2, marker="." if len(points) < 30 else None)
-    axes.set(xlabel="optimizer step", ylabel=ylabel)
-    if log and all(v > 0 for points in curves.values() for _, v in points):
-        axes.set_yscale("log")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
 
 
 class Figures(Callback):

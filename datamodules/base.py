@@ -1,7 +1,6 @@
 """What the homeworks' LightningDataModules share: where the files lie, folds, and the facts a module must know."""
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,8 +10,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 
 from datamodules.errors import DataError
-
-PROJECT = Path(__file__).resolve().parent.parent
+from datamodules.files.places import default_root
 
 Facts = dict[str, Any]  # what the data knows and the module needs: numbers, strings, lists, tensors (weights_only-safe)
 
@@ -22,11 +20,6 @@ class Fold(NamedTuple):
 
     train: np.ndarray
     val: np.ndarray
-
-
-def default_root() -> Path:
-    """The folder with one sub-folder a homework: $LEEML_DATA, else data/ in the project."""
-    return Path(os.environ.get("LEEML_DATA") or PROJECT / "data").expanduser()
 
 
 class HomeworkData(LightningDataModule, ABC):

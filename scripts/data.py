@@ -61,7 +61,7 @@ def main(args: list[str]) -> int:
     cls = data_class(own.homework)
     if own.root and own.also:
         raise UsageError(f"two data folders: {own.root} and --data.root {own.also}; name one")
-    from datamodules.base import default_root
+    from datamodules.files.places import default_root
 
     root = (own.root or own.also or default_root()).expanduser()
     folder = root / own.homework

@@ -75,7 +75,7 @@ def main(args: list[str]) -> int:
     outcomes, left_out = run_studies(names() if own.name == "all" else [own.name], not own.full, own.seeds, own.root)
     if own.name in left_out:
         raise DataError(left_out[own.name])
-    from datamodules.base import PROJECT
+    from datamodules.files.places import PROJECT
 
     folder = PROJECT / "runs" / "studies" / ("full" if own.full else "quick")
     for outcome in outcomes:

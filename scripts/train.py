@@ -22,8 +22,9 @@ from callbacks.progress import RunProgress
 from callbacks.samples import Samples
 from callbacks.submission import Submission
 from callbacks.wandb_record import has_key
-from datamodules.base import PROJECT, HomeworkData
+from datamodules.base import HomeworkData
 from datamodules.errors import DataError
+from datamodules.files.places import PROJECT
 from modules.base import HomeworkModule
 from scripts.cli.config_parser import Parser, known_classes
 from scripts.cli.mistakes import Parser as MistakeParser
@@ -32,6 +33,7 @@ from scripts.cli.summary import show_summary
 from scripts.cli.yaml_files import check_yaml
 from scripts.run.checkpoint import checkpoint_config, load_checkpoint, run_config, typed_names
 from scripts.run.folder import RunFolder
+from scripts.run.origin import write_begin
 from scripts.run.records import RunCSVLogger, RunRecord, close_log, open_log
 from scripts.run.resume import check_averaging, check_data, optimizer_changes
 from scripts.run.trusted import ONE_CALL
@@ -58,6 +60,7 @@ class LeemlCLI(LightningCLI):
     ) -> None:
         self.early_stopping, self.trust = early_stopping, trust
         self.run, self.output, self.verb = run, output, args[0]
+        self.typed_configs = [value for flag, value in pairwise(args) if flag == "--config"]
         known_classes()
         super().__init__(
             HomeworkModule,
@@ -240,6 +243,7 @@ class LeemlCLI(LightningCLI):
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.run.create()
             self.run.clear(rest=self._resumed() is None)
+            write_begin(self.run.path, self.typed_configs)
             open_log(self.run)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks.figures import read_metrics
+from callbacks.curves import read_metrics
 from datamodules.generated import write_covid, write_food, write_speakers, write_translation
 from datamodules.speech.libriphone import Utterance, write_layout
 

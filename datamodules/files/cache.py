@@ -18,15 +18,6 @@ CHUNK = 32  # files a worker takes at once
 THREADS = 4  # that read files to hash them: they wait for the disk
 
 
-def cache_folder() -> Path:
-    """Where the maps lie: $LEEML_CACHE, else .cache/ in the project. It may be deleted whenever no run uses it."""
-    if chosen := os.environ.get("LEEML_CACHE"):
-        return Path(chosen).expanduser()
-    from datamodules.base import PROJECT  # here, because it brings Lightning, which would cost each worker seconds
-
-    return PROJECT / ".cache"
-
-
 def digest(texts: Sequence[str]) -> str:
     """A short name for a list of texts."""
     return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).hexdigest()

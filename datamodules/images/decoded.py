@@ -17,7 +17,8 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from datamodules.errors import DataError
-from datamodules.files.cache import CHUNK, cache_folder, content_digests, digest, make_once
+from datamodules.files.cache import CHUNK, content_digests, digest, make_once
+from datamodules.files.places import cache_folder
 
 FORMAT = 1  # of the maps; another number builds them all anew
 SHARE = 250  # files that must be there for each worker: with fewer, its start takes longer than its work

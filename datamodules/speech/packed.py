@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.errors import DataError
-from datamodules.files.cache import cache_folder, content_digests, digest, make_once
+from datamodules.files.cache import content_digests, digest, make_once
+from datamodules.files.places import cache_folder
 
 SHARE = 5000  # files that must be there for each worker
 FORMAT = 1  # of the maps; another number builds them all anew

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.files.cache import cache_folder, content_digests, digest, make_once
+from datamodules.files.cache import content_digests, digest, make_once
+from datamodules.files.places import cache_folder
 from datamodules.text.bitext import Bitext, read_bitext
 from datamodules.text.cleaning import VERSION, clean_en, clean_zh, is_simplified, why_dropped
 from datamodules.text.tokenizer import EOS, PAD, Tokenizer, train_tokenizer

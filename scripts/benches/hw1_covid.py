@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from datamodules.base import PROJECT, default_root
+from datamodules.files.places import PROJECT, default_root
 from datamodules.hw1_covid import CovidData
 from modules.hw1_covid import CovidRegressor
 from scripts import kfold

@@ -23,8 +23,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from datamodules.base import PROJECT
 from datamodules.errors import DataError
+from datamodules.files.places import PROJECT
 from datamodules.hw2_phoneme import PhonemeData
 from datamodules.samplers import LengthBucketSampler
 from datamodules.speech.libriphone import Utterance, write_layout

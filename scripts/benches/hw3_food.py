@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from callbacks.compiled import Compiled
-from datamodules.base import PROJECT
+from datamodules.files.places import PROJECT
 from datamodules.hw3_food import FoodData
 from modules.hw3_food import FoodClassifier
 from modules.nets.cnn import CNN

@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from callbacks.compiled import Compiled
 from callbacks.warmup import WarmupScheduler
-from datamodules.base import PROJECT
 from datamodules.errors import DataError
+from datamodules.files.places import PROJECT
 from datamodules.hw4_speaker import SpeakerData
 from datamodules.speech.packed import pack
 from datamodules.speech.speaker_folder import read_mel

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from datamodules.base import PROJECT
 from datamodules.errors import DataError
+from datamodules.files.places import PROJECT
 from datamodules.hw5_translation import TranslationData
 from modules.hw5_parallel import MaskedTranslator, OneShotTranslator, ParallelTranslator
 from modules.hw5_translation import Translator

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from callbacks.files import clear_parts, write_text
-from datamodules.base import PROJECT
 from datamodules.errors import DataError
+from datamodules.files.places import PROJECT
 
 try:
     import fcntl
@@ -95,6 +95,21 @@ class RunFolder:
                 os.close(lock)
         os.truncate(self._lock, 0)
         os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def in_progress(self) -> bool:
+        """Whether another process has claimed the folder."""
+        file = self.path / ".lock"
+        if self._lock is not None or not file.is_file() or fcntl is None:
+            return False
+        with suppress(OSError):
+            probe = os.open(file, os.O_RDWR)
+            try:
+                fcntl.lockf(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                return True
+            finally:
+                os.close(probe)
+        return False
 
     def free(self) -> None:
         """Give the folder back."""

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from callbacks.files import whole, write_text
 from scripts.run import resume
 from scripts.run.folder import RunFolder
+from scripts.run.origin import write_end
 
 LOGGED = ("lightning.pytorch", "lightning.fabric", "leeml", "py.warnings")  # loggers that log.txt records
 
@@ -203,6 +204,11 @@ class RunRecord(Callback):
         for logger in _own(trainer):
             logger.experiment.keep = self._rows
             logger.experiment.begin()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record that the run came to its end."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_end(self.run.path)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint alone is enough to predict; rows of a step that goes on after it are counted."""

@@ -20,7 +20,7 @@ from jsonargparse import Namespace
 from wandb.proto.wandb_internal_pb2 import ArtifactRecord, Record
 
 from callbacks.wandb_record import has_key
-from datamodules.base import PROJECT
+from datamodules.files.places import PROJECT
 from datamodules.generated import write_covid
 from scripts.leeml import main
 from scripts.run.folder import RunFolder

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from sklearn.feature_selection import f_regression, mutual_info_regression
 
-from datamodules.base import PROJECT, Fold, HomeworkData, default_root
+from datamodules.base import Fold, HomeworkData
 from datamodules.course import PUBLISHED
 from datamodules.errors import DataError
+from datamodules.files.places import PROJECT, default_root
 from datamodules.hw1_covid import CovidData
 from datamodules.tables.covid import CovidTable
 from modules.hw1_covid import CovidNet

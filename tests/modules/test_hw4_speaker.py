@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from callbacks.compiled import Compiled
-from datamodules.base import PROJECT
+from datamodules.files.places import PROJECT
 from datamodules.generated import write_speakers
 from datamodules.hw4_speaker import SpeakerData
 from modules.base import split_decay

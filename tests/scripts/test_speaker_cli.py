@@ -10,7 +10,7 @@ import soundfile
 import torch
 from conftest import assert_fails, works
 
-from datamodules.base import PROJECT
+from datamodules.files.places import PROJECT
 
 EXPERIMENT = """\
 model:

@@ -130,7 +130,7 @@ def toy(tmp_path, monkeypatch, counter):
     (project / "scripts" / "studies" / "other.py").write_text("")
     (project / "scripts" / "studies" / "lab" / "fit.py").write_text("")
     (project / "code.py").write_text("class Thing:\n    def method(self):\n        return '<b>'\n")
-    monkeypatch.setattr("datamodules.base.PROJECT", project)
+    monkeypatch.setattr("datamodules.files.places.PROJECT", project)
     monkeypatch.setenv("LEEML_CACHE", str(tmp_path / "cache"))
     for user in (machine, study):
         monkeypatch.setattr(user, "names", lambda: ["toy"])

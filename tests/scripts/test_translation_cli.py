@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import assert_fails, works
 
-from callbacks.figures import read_metrics
+from callbacks.curves import read_metrics
 
 EXPERIMENT = """\
 model:

@@ -64,8 +64,7 @@ def kept_file(name: str, study: Study[Any], settings: Any, seed: int, root: Path
     """
     from torch import __version__
 
-    from datamodules.base import PROJECT
-    from datamodules.files.cache import cache_folder
+    from datamodules.files.places import PROJECT, cache_folder
 
     own = f"scripts/studies/{name}.py"
     shared = re.findall(r"^from scripts\.studies\.lab\.(\w+) import", (PROJECT / own).read_text(encoding="utf-8"), re.M)
@@ -118,8 +117,7 @@ def data_root(study: Study[Any], quick: bool, root: Path | None) -> Path:
 
     It is made beside its place and moved there, so that it is whole, also where two processes make it at once.
     """
-    from datamodules.base import PROJECT, default_root
-    from datamodules.files.cache import cache_folder
+    from datamodules.files.places import PROJECT, cache_folder, default_root
 
     if not quick:
         return (root or default_root()).expanduser()

@@ -116,7 +116,7 @@ def source(place: str) -> tuple[str, int]:
     Raises:
         LookupError: nothing of this name is defined there.
     """
-    from datamodules.base import PROJECT
+    from datamodules.files.places import PROJECT
 
     path, _, name = place.partition(":")
     text = (PROJECT / path).read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from joblib import Parallel
 from PIL import Image, ImageOps
 
 from datamodules.errors import DataError
-from datamodules.files import cache
+from datamodules.files import cache, places
 from datamodules.images import decoded
 from datamodules.images.decoded import decode, pixels
 
@@ -348,14 +348,14 @@ class TestMap:
 
     def test_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("LEEML_CACHE")
-        assert cache.cache_folder() == PROJECT / ".cache"
+        assert places.cache_folder() == PROJECT / ".cache"
         monkeypatch.setenv("LEEML_CACHE", "~/somewhere")
-        assert cache.cache_folder() == Path.home() / "somewhere"
+        assert places.cache_folder() == Path.home() / "somewhere"
 
 
 CHILD = """
 import sys
-from datamodules.files import cache
+from datamodules.files import cache, places
 from datamodules.images import decoded
 def say(text):
     print(text, flush=True)

@@ -1,0 +1,117 @@
+"""What is known of many runs: settings, epochs, scores and state of each, read from the files of its folder."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from callbacks.curves import Curve, last_epoch, read_metrics
+from datamodules.errors import DataError
+from scripts.run.folder import RunFolder
+from scripts.run.origin import read_origin
+
+
+class RunInfo(NamedTuple):
+    """One run, in the columns of `leeml runs`."""
+
+    path: Path
+    homework: str
+    level: str
+    began: str
+    """Date and time; empty where it was not recorded."""
+    epochs: str
+    """Epochs done, of how many (of ? where steps or time end the run)."""
+    best: float | None
+    """Best value of the metric that chooses the checkpoint."""
+    monitor: str
+    test: dict[str, float]
+    """Scores of `leeml test`, by name."""
+    git: str
+    state: str
+    """running, interrupted (can be resumed), stopped (has no state to resume from), or done."""
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    """Folders of runs at or below a folder: those with a config.yaml beside metrics.csv or checkpoints/."""
+    for config in sorted(folder.rglob("config.yaml")):
+        if (config.parent / "metrics.csv").is_file() or (config.parent / "checkpoints").is_dir():
+            yield config.parent
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The resolved configuration of a run.
+
+    Raises:
+        DataError: the folder has none, or it is not YAML with sections.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise DataError(f"{run}: no config.yaml here, so this is not the folder of a run (see `leeml runs`)")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        config = None
+    if not isinstance(config, dict) or not {"model", "data", "trainer"} <= config.keys():
+        raise DataError(f"{path}: expected YAML with the sections model, data, trainer; the file is damaged")
+    return config
+
+
+def curves_of(run: Path) -> dict[str, Curve]:
+    """Curves of a run by name; none where nothing was logged yet."""
+    path = run / "metrics.csv"
+    return read_metrics(path) if path.is_file() else {}
+
+
+def describe_run(run: Path) -> RunInfo:
+    """Read one run's folder."""
+    config, origin = read_config(run), read_origin(run)
+    scores = json.loads((run / "scores.json").read_text()) if (run / "scores.json").is_file() else {}
+    monitor, mode = (config.get("checkpoint") or {}).get("monitor") or "", (config.get("checkpoint") or {}).get("mode")
+    values = [value for _, value in curves_of(run).get(monitor, [])]
+    best = scores.get(f"best {monitor}", (max if mode == "max" else min)(values, default=None))
+    done = bool(origin.get("ended")) if origin else f"best {monitor}" in scores
+    resumable = (run / "checkpoints" / "last.ckpt").is_file()
+    epoch = last_epoch(run / "metrics.csv") if (run / "metrics.csv").is_file() else None
+    most = config["trainer"].get("max_epochs")
+    return RunInfo(
+        run,
+        str(_class_path(config["data"]) or _class_path(config["model"]) or "?").split(".")[-2:][0],
+        "+".join(origin.get("configs") or []) or run.parent.name,
+        origin.get("began") or "",
+        f"{0 if epoch is None else epoch + 1} of {most if isinstance(most, int) and most > 0 else '?'}",
+        best,
+        monitor,
+        {name: value for name, value in scores.items() if name.startswith("test/")},
+        origin.get("git") or "",
+        "running" if RunFolder(run).in_progress() else "done" if done else "interrupted" if resumable else "stopped",
+    )
+
+
+def _class_path(section: Any) -> str | None:
+    return section.get("class_path") if isinstance(section, Mapping) else None
+
+
+def flatten(config: Any, key: str = "") -> dict[str, Any]:
+    """A nested configuration by dotted keys; what belongs to a class keeps its key without init_args."""
+    if isinstance(config, Mapping) and config:
+        return {k: v for name, part in config.items() for k, v in flatten(part, _join(key, str(name))).items()}
+    if isinstance(config, list) and any(isinstance(part, Mapping) for part in config):
+        parts = {str(_class_path(part) or i).rpartition(".")[2]: part for i, part in enumerate(config)}
+        return {k: v for name, part in parts.items() for k, v in flatten(part, _join(key, name)).items()}
+    return {key: config}
+
+
+def _join(key: str, name: str) -> str:
+    return key if name == "init_args" else f"{key}.{name}" if key else name
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Settings in which two configurations differ: (dotted key, value of a, value of b); - where one lacks it."""
+    one, two = flatten(a), flatten(b)
+    return [
+        (key, str(one.get(key, "-")), str(two.get(key, "-")))
+        for key in dict.fromkeys([*one, *two])
+        if one.get(key, "-") != two.get(key, "-")
+    ]
