@@ -19,21 +19,21 @@ from callbacks.files import whole
 
 @runtime_checkable
 class Draws(Protocol):
-    """A module that has pictures of what it predicted last."""
+    """A module that has pictures of what it predicted last, or a datamodule that has some of its data."""
 
     def draw(self) -> dict[str, Figure]:
         """Name -> figure."""
 
 
 class Figures(Callback):
-    """After fit, validate and test: curves of loss, score and learning rate, and whatever the module draws.
+    """After fit, validate and test: curves of loss, score and learning rate, and whatever module and data draw.
 
     Files go to <trainer.default_root_dir>/figures/<name>.png; loggers with `log_image` (W&B) or an experiment with
     `add_figure` (TensorBoard) get them too. Nothing is written by fast_dev_run.
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the curves of the run and the module's own pictures."""
+        """Draw the curves of the run and what the data and the module have to show."""
         figures: dict[str, Figure] = {}
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger):
@@ -51,7 +51,9 @@ class Figures(Callback):
                         figures[name] = plot_curves(found, name.replace("_", " "), log)
                 if rate := {k: v for k, v in curves.items() if k.startswith("lr-")}:
                     figures["learning_rate"] = plot_curves(rate, "learning rate", log=False)
-        self._save(trainer, figures | (pl_module.draw() if isinstance(pl_module, Draws) else {}))
+        for part in (trainer.datamodule, pl_module):  # type: ignore[attr-defined]
+            figures |= part.draw() if isinstance(part, Draws) else {}
+        self._save(trainer, figures)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what the module predicted."""

@@ -4,10 +4,11 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
+from matplotlib.figure import Figure
 
 from datamodules.errors import DataError
 from datamodules.files.places import default_root
@@ -20,6 +21,16 @@ class Fold(NamedTuple):
 
     train: np.ndarray
     val: np.ndarray
+
+
+@runtime_checkable
+class TakesFacts(Protocol):
+    """A module that is built from the facts of the data, such as every HomeworkModule."""
+
+    facts: Facts | None
+
+    def expect(self, facts: Facts) -> None:
+        """Take them."""
 
 
 class HomeworkData(LightningDataModule, ABC):
@@ -63,6 +74,25 @@ class HomeworkData(LightningDataModule, ABC):
         self.fold = fold
         self.seed = seed
         self.facts: Facts | None = None
+        self._expected: Facts | None = None
+
+    def setup(self, stage: str) -> None:
+        """Read the files, and hand their facts to a module that has none yet."""
+        self.read_files(stage)
+        module = self.trainer.lightning_module if self.trainer else None
+        if isinstance(module, TakesFacts) and module.facts is None and self.facts is not None:
+            module.expect(self.facts)
+
+    @abstractmethod
+    def read_files(self, stage: str) -> None:
+        """Open what the stage (fit, validate, test, predict) needs, cut the folds and set `facts`.
+
+        Where there are `model_facts`, the files are held against them.
+        """
+
+    def expect(self, facts: Facts) -> None:
+        """Take the facts of a trained module, which the files must fit. Only needed without a Trainer."""
+        self._expected = facts
 
     @staticmethod
     @abstractmethod
@@ -151,6 +181,10 @@ class HomeworkData(LightningDataModule, ABC):
             )
         return next(iter(found.values()))
 
+    def draw(self) -> dict[str, Figure]:
+        """Pictures of the data, to be drawn at the end of a fit: name -> figure."""
+        return {}
+
     def describe_test(self) -> str:
         """What `leeml test` scored, in words."""
         return "the test set"
@@ -191,7 +225,8 @@ class HomeworkData(LightningDataModule, ABC):
 
     def model_facts(self) -> Facts | None:
         """The facts of a trained module, which the files at hand must fit."""
-        return getattr(self.trainer and self.trainer.lightning_module, "facts", None)
+        module = self.trainer.lightning_module if self.trainer else None
+        return (module.facts if isinstance(module, TakesFacts) else None) or self._expected
 
     def held_out(self, names: Iterable[str]) -> str:
         """A digest of the names of what is held out, to be kept in the facts.

@@ -114,7 +114,7 @@ class CovidData(HomeworkData):
     def prepare_data(self) -> None:
         """Nothing to prepare: the files are read as they are."""
 
-    def setup(self, stage: str) -> None:
+    def read_files(self, stage: str) -> None:
         """Read the files; with training rows (all stages but predict) also cut the folds and find the facts."""
         folder = self.locate()
         train, test = (
@@ -254,6 +254,8 @@ class CovidData(HomeworkData):
             "features": names,
             "anchor": anchor if self.target == "change" else None,
             "held_out": torch.tensor([table.ids[i] for fold in self.chosen_folds() for i in fold.val]),
+            "train_rows": [torch.from_numpy(fold.train) for fold in self.chosen_folds()],
+            "last_batch": (max(len(fold.train) for fold in self.chosen_folds()) - 1) % self.batch_size + 1,
         } | {key: value.float() if value.is_floating_point() else value for key, value in stacked.items()}
 
     def _scaling(self, x: np.ndarray, is_state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -109,7 +109,7 @@ class PhonemeData(ClassifierData):
             return [folder / source.stem]
         return libriphone.prepare_recordings(source, folder / "prepared", split, phones)
 
-    def setup(self, stage: str) -> None:
+    def read_files(self, stage: str) -> None:
         """Open what the stage needs, cut the folds and find the facts."""
         folder = _home(self.locate())
         assert folder is not None

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from matplotlib.figure import Figure
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -149,7 +150,7 @@ class FoodData(ClassifierData):
     def prepare_data(self) -> None:
         """Nothing here: the memory map is built on first use, by one process while others wait."""
 
-    def setup(self, stage: str) -> None:
+    def read_files(self, stage: str) -> None:
         """Find the images, decode those the stage needs, cut the folds and find the facts."""
         folder = self.locate()
         expected = self.model_facts()
@@ -320,6 +321,17 @@ class FoodData(ClassifierData):
         resize = v2.Resize([self.image_size, self.image_size])
         seen = [resize(varied(plain, row.unsqueeze(1), self.augment, self.seed, k, 4)) for k in range(count)]
         return torch.cat([plain, *seen])
+
+    def draw(self) -> dict[str, Figure]:
+        """A training image beside five augmented versions of it, unless images are taken as they are."""
+        if len(seen := self.variants(5)) < 2:
+            return {}
+        figure = Figure(figsize=(2 * len(seen), 2.4), layout="constrained")
+        for number, (axes, image) in enumerate(zip(figure.subplots(1, len(seen)), seen, strict=True)):
+            axes.imshow(image.permute(1, 2, 0))
+            axes.set_title(f"augmented {number}" if number else "as it is")
+            axes.axis("off")
+        return {"augmentations": figure}
 
     # results
 

@@ -98,7 +98,7 @@ class SpeakerData(ClassifierData):
         """Turn recordings, in a folder a speaker or listed in a testdata.json, into the course's layout."""
         return speaker_recordings.prepare_recordings(source or folder, folder / "prepared", split)
 
-    def setup(self, stage: str) -> None:
+    def read_files(self, stage: str) -> None:
         """Open what the stage needs, cut the folds and find the facts."""
         folder = self.locate()
         if not speaker_folder.has_speakers(folder):

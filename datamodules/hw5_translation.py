@@ -140,7 +140,7 @@ class TranslationData(HomeworkData):
         """Write a small generated set in the course's layout."""
         return write_translation(folder, seed)
 
-    def setup(self, stage: str) -> None:
+    def read_files(self, stage: str) -> None:
         """Open what the stage needs, cut the folds and find the facts."""
         folder = self.locate()
         known = self.model_facts()

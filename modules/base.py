@@ -32,8 +32,9 @@ def split_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
 class HomeworkModule(LightningModule):
     """What every homework's module shares. A homework adds `build`, its steps, and, if it likes, `draw` and `tables`.
 
-    The network is built when the data has told its facts (number of features, classes, ...), or from the checkpoint,
-    which holds them: it predicts without the training data.
+    The data hands its facts over (number of features, classes, ...): `trainer.fit(module, data)` does it, or call
+    `expect(data.facts)`. Lightning then calls `configure_model`, which builds the network. A checkpoint holds the
+    facts, too: it predicts without the training data.
 
     Args:
         optimizer: Called with the parameters; from YAML any class_path, such as SGD. Default: AdamW. (A class as a
@@ -51,6 +52,7 @@ class HomeworkModule(LightningModule):
         super().__init__()
         self.new_optimizer: OptimizerCallable = optimizer or torch.optim.AdamW
         self.facts: dict[str, Any] | None = None
+        self.built = False
         self._train_sums = torch.zeros(4)  # of this epoch so far: losses, steps, right answers, answers
         self._counts: list[Any] = []  # rows or tokens of each batch of an accumulated step, over all ranks
 
@@ -66,18 +68,37 @@ class HomeworkModule(LightningModule):
         """Tables of the last validation or test, of a few thousand rows at most: name -> (columns, rows)."""
         return {}
 
-    def configure_model(self) -> None:
-        """Build from the datamodule's facts; Lightning may call this more than once."""
-        facts = getattr(getattr(self._trainer, "datamodule", None), "facts", None)
-        if self.facts is None and facts is not None:
-            self._use(facts)
+    def expect(self, facts: dict[str, Any]) -> None:
+        """Take the facts of the data, which `configure_model` builds from. HomeworkData.setup calls it.
 
-    def _use(self, facts: dict[str, Any]) -> None:
+        Raises:
+            MisconfigurationException: the network is built already, from other facts.
+        """
+        if self.built:
+            raise MisconfigurationException(
+                f"this {type(self).__name__} is built already, from the facts it has; make a new one for other data"
+            )
         self.facts = facts
-        self.build(facts)
+
+    def configure_model(self) -> None:
+        """Build the network from the facts, if there are some yet; Lightning may call this more than once."""
+        if self.facts is not None and not self.built:
+            self.build(self.facts)
+            self.built = True
+
+    def _need_facts(self) -> None:
+        """Say in one line that neither a datamodule, nor the user, nor a checkpoint has handed facts over."""
+        if not self.built:
+            raise MisconfigurationException(
+                f"{type(self).__name__} has no facts of the data: give the trainer the datamodule, trainer.fit(model, "
+                "datamodule=data), or hand them over before: data.setup('fit'), then model.expect(data.facts)"
+            )
+
+    on_validation_start = on_test_start = on_predict_start = _need_facts
 
     def configure_optimizers(self) -> Optimizer:
         """The injected optimiser; its weight decay, if any, leaves out biases and norms."""
+        self._need_facts()
         optimizer = self.new_optimizer(self.parameters())
         if not optimizer.defaults.get("weight_decay"):
             return optimizer
@@ -163,5 +184,6 @@ class HomeworkModule(LightningModule):
         if found != self.homework:
             raise MisconfigurationException(f"this is a checkpoint of {found}, the model is of {self.homework}")
         if self.facts is None:
-            self._use(checkpoint["facts"])
+            self.expect(checkpoint["facts"])
+        HomeworkModule.configure_model(self)
         self._train_sums = checkpoint.get("train_sums", torch.zeros(4))

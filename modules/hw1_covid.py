@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -71,7 +70,7 @@ class CovidNet(nn.Module):
         return percent if self.anchor is None else percent + x[:, :, self.anchor]
 
     @torch.no_grad()
-    def fit_skip(self, x: Tensor, y: Tensor, rows: Sequence[np.ndarray], ridge: float, state_ridge: float) -> None:
+    def fit_skip(self, x: Tensor, y: Tensor, rows: Sequence[Tensor], ridge: float, state_ridge: float) -> None:
         """Solve the linear path of each member on its training rows; x (N, C), y (N,) in percent."""
         assert self.skip is not None
         base = torch.zeros_like(y) if self.anchor is None else x[:, self.anchor]
@@ -79,7 +78,7 @@ class CovidNet(nn.Module):
             if m and chosen is rows[m - 1] and torch.equal(self.used[m], self.used[m - 1]):  # another of the same fold
                 self.skip.shared[m], self.skip.by_context[m] = self.skip.shared[m - 1], self.skip.by_context[m - 1]
                 continue
-            index = torch.from_numpy(chosen).to(x.device)
+            index = chosen.to(x.device)
             features = x[index][:, self.used[m, 0].to(x.device)]
             z = torch.addcmul(self.shift[m], features, self.inverse[m])
             target = ((y - base)[index] - self.target_mean[m]) / self.target_scale[m]
@@ -140,20 +139,21 @@ class CovidRegressor(HomeworkModule):
         """Create M networks for the features in use."""
         self.net = CovidNet(facts, **self.net_options)
 
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         """Solve the linear path in closed form, unless the run is a resumed one."""
-        loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+        assert self.facts is not None
         if self.net_options["batch_norm"]:
             if self.trainer.world_size > 1:
                 raise MisconfigurationException("model.batch_norm needs one process: each would see half of a batch")
-            if loader.sampler.length % loader.sampler.batch_size == 1:
+            if self.facts.get("last_batch") == 1:  # facts of old checkpoints lack it
                 raise MisconfigurationException(
-                    f"data.batch_size {loader.sampler.batch_size} leaves a last batch of one row, which batch norm "
-                    "cannot use; choose another size"
+                    "data.batch_size leaves a last batch of one row, which batch norm cannot use; choose another size"
                 )
         if self.net.skip is not None and self.ridge is not None and not self.net.skip.shared.any():
-            parts = loader.dataset.parts
-            self.net.fit_skip(parts["x"], parts["y"], loader.sampler.rows, self.ridge, self.state_ridge)
+            by_fold = dict(zip(self.facts["fold"].unique().tolist(), self.facts["train_rows"], strict=True))
+            rows = [by_fold[fold] for fold in self.facts["fold"].tolist()]
+            every = self.trainer.train_dataloader.dataset[torch.arange(len(self.trainer.train_dataloader.dataset))]
+            self.net.fit_skip(every["x"], every["y"], rows, self.ridge, self.state_ridge)
 
     def forward(self, x: Tensor) -> Tensor:
         """Predictions of every member, (M, B, C) -> (M, B), in percent."""

@@ -185,7 +185,7 @@ class FoodClassifier(Classifier):
 
     @torch.compiler.set_stance("force_eager")  # hooks look into the network
     def draw(self) -> dict[str, Figure]:
-        """Confusions, accuracy by class, worst mistakes, Grad-CAM, features in 2-D, first filters, augmentations."""
+        """Confusions, accuracy by class, worst mistakes, Grad-CAM, features in 2-D and first filters."""
         if (found := self.confusions()) is None or not self._seen:
             return {}
         (matrix, classes), training = found, self.net.training
@@ -214,9 +214,6 @@ class FoodClassifier(Classifier):
             pairs = torch.stack((said.cpu(), labels[some]), dim=1).tolist()
             titles = [f"said {classes[answer]}\ntruth {classes[true]}" for answer, true in pairs]
             figures["grad_cam"] = heatmaps(images[some], maps, titles)
-        variants = getattr(self.trainer.datamodule, "variants", None)  # type: ignore[attr-defined]
-        if variants is not None and len(seen := variants(5)) > 1:
-            figures["augmentations"] = sheet(seen, ["as it is", *(f"augmented {k}" for k in range(1, len(seen)))])
         self.net.train(training)
         return figures
 

@@ -107,9 +107,9 @@ class Translator(HomeworkModule):
 
     def configure_model(self) -> None:
         """Build; a fit that resumes no other begins with the weights of `start`."""
-        new = self.facts is None
+        new = not self.built
         super().configure_model()
-        if not new or self.facts is None or self.trainer.state.fn != "fit":
+        if not new or self.facts is None or self._trainer is None or self.trainer.state.fn != "fit":
             return
         if self.start is not None:
             same = ["source", "target", "tokenizer"]
@@ -127,7 +127,8 @@ class Translator(HomeworkModule):
             logger.log_hyperparams({"bleu_signature": self.val_bleu.signature})
 
     def on_test_start(self) -> None:
-        """The same."""
+        """Say how the scores of a test are computed."""
+        super().on_test_start()
         rank_zero_info(f"sacrebleu: BLEU {self.test_bleu.signature}, chrF {self.test_chrf.signature}")
 
     # training

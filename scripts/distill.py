@@ -8,7 +8,6 @@ training part are translated, the teacher's own data configuration tells which; 
 import argparse
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 from datamodules.hw5_translation import SIDES, TranslationData
 from scripts.cli.mistakes import Parser, UsageError
@@ -40,8 +39,8 @@ def main(args: list[str]) -> int:
     translator = LineTranslator([(path, of_model) for path, _ in models], own.device, own.max_tokens, own.trust)
     of_data = [flag for flag in flags if flag not in of_model]
     data: TranslationData = from_config(path, [*REAL, *of_data], "data", trust=own.trust).data
-    data.trainer = SimpleNamespace(lightning_module=translator.model)  # type: ignore[assignment]
-    data.setup("validate")  # holds the files against the facts of the run
+    data.expect(translator.model.facts)
+    data.setup("validate")
     rows = data.chosen_folds()[0].train
     pairs = data.raw_lines(rows)
     side = SIDES.index(data.source)

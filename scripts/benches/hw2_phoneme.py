@@ -95,7 +95,8 @@ def classifier(case: Case, fused: bool) -> PhonemeClassifier:
 def our_loop(loader: DataLoader, case: Case, facts: dict[str, Any], fused: bool) -> None:
     """Our batches, network and optimiser in a plain loop."""
     module = classifier(case, fused)
-    module.build(facts)
+    module.expect(facts)
+    module.configure_model()
     optimizer = module.configure_optimizers()
     right = torch.zeros((), dtype=torch.int64)
     for _, batch in zip(range(case.steps), loader, strict=False):

@@ -119,7 +119,8 @@ def pipeline(folder: Path, repeats: int, what: str) -> None:
     data = ready(folder)
     assert data.facts is not None
     module = FoodClassifier()
-    module.build(data.facts)
+    module.expect(data.facts)
+    module.configure_model()
     to_tensor = transforms.ToTensor()
     plain = SampleRows(data, transforms.Compose([transforms.Resize((SIDE, SIDE)), to_tensor]))
     varied = SampleRows(data, transforms.Compose([*augment, to_tensor]))
@@ -289,7 +290,8 @@ def epoch_memory(folder: str) -> None:
     data = ready(Path(folder))
     assert data.facts is not None
     module = FoodClassifier(net=CNN)
-    module.build(data.facts)
+    module.expect(data.facts)
+    module.configure_model()
     built = resident()
     our_epoch(data.train_dataloader(), module)
     print(json.dumps({"before": before, "built": built, "after": resident(), "peak": peak_memory()}))

@@ -152,7 +152,8 @@ def our_steps(data: SpeakerData) -> float:
     """Seconds of ROUNDS steps with our batches and module in a plain loop."""
     module = simple()
     assert data.facts is not None
-    module.build(data.facts)
+    module.expect(data.facts)
+    module.configure_model()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
     batches, right = endless(data.train_dataloader()), torch.zeros((), dtype=torch.int64)
     start = time.perf_counter()

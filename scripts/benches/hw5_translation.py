@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -243,7 +242,8 @@ def searching(data: Fixed, repeats: int) -> None:
     module = translator()
     assert data.facts is not None
     torch.manual_seed(0)
-    module.build(data.facts)
+    module.expect(data.facts)
+    module.configure_model()
     rows = torch.from_numpy(data.chosen_folds()[0].val[:SEARCHED])
     source = data._data(data.corpus)[rows]["source"]
     found: dict[bool, Any] = {}
@@ -371,8 +371,8 @@ def decoding(root: Path | None, runs: Sequence[Path], repeats: int, trust: bool 
     judge = next(one_by_one, None)
     place = [f"--data.root={root}", "--data.dir=null"] if root else []
     data: TranslationData = from_config(paths[0], place, "data", trust=trust).data
-    data.trainer = SimpleNamespace(lightning_module=models[str(runs[0])], world_size=1, global_rank=0)  # type: ignore[assignment]
-    data.setup("validate")  # holds the files against the facts of the run
+    data.expect(facts[0])
+    data.setup("validate")
     batches = list(data.val_dataloader())
     alone = [batch["source"][row : row + 1] for batch in batches for row in range(len(batch["source"]))][:ALONE]
     alone = [source[:, : int((source != 0).sum())] for source in alone]

@@ -204,7 +204,8 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
         for name, net in nets.items():
             torch.manual_seed(seed)
             module = FoodClassifier(partial(torch.optim.AdamW, lr=settings.rate, fused=True), net)
-            data = Examples(x[:size], y[:size], facts, settings.steps, settings.batch_size, seed)
+            module.expect(facts)
+            data = Examples(x[:size], y[:size], settings.steps, settings.batch_size, seed)
             fit(module, data, 1, [WarmupScheduler("cosine", warmup=0.1)], settings.accelerator)
             found["accuracy"][name].append(share_right(module, new, answers))
             found["train"][name].append(share_right(module, x[:size][:JUDGED_TRAIN], y[:size][:JUDGED_TRAIN]))

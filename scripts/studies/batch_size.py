@@ -33,7 +33,8 @@ def seconds_an_update(settings: Settings, size: int, root: Path) -> float:
     data.setup("fit")
     module = regressor(torch.optim.Adam, settings.rate, hidden=list(settings.hidden))
     assert data.facts is not None
-    module.build(data.facts)
+    module.expect(data.facts)
+    module.configure_model()
     optimizer = module.configure_optimizers()
     x, y = (part[torch.randint(len(part), (size,))].unsqueeze(0) for part in rows(data, "train"))
     times = []

@@ -80,7 +80,8 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
         )  # fmt: skip
         module: Any = SpeakerClassifier(partial(torch.optim.AdamW, lr=settings.rate, fused=True), net)
         curve = Curve()
-        data: Any = Examples(x, y, facts, settings.steps, settings.batch_size, seed)
+        module.expect(facts)
+        data: Any = Examples(x, y, settings.steps, settings.batch_size, seed)
         fit(module, data, 1, [curve, WarmupScheduler("cosine", warmup=0.1)])
         module.eval()
         with torch.no_grad():

@@ -528,12 +528,12 @@ def test_held_out_rows_are_each_seen_once_with_their_fold(fold: int | None, worl
         assert all(int(row) in folds[int(k)].val for row, k in zip(batch["row"], batch["fold"], strict=True))
 
 
-def stub_trainer(rank: int = 0, world: int = 1, facts: dict[str, Any] | None = None, shares: bool = False) -> Any:
+def stub_trainer(rank: int = 0, world: int = 1, shares: bool = False) -> Any:
     """As much of a Trainer as the datamodule asks for."""
     return SimpleNamespace(
         global_rank=rank, world_size=world, strategy=SimpleNamespace(root_device=torch.device("cpu")),
         _accelerator_connector=SimpleNamespace(use_distributed_sampler=shares),
-        lightning_module=SimpleNamespace(facts=facts),
+        lightning_module=None,
     )  # fmt: skip
 
 
@@ -624,7 +624,7 @@ def test_files_of_another_edition_than_the_models(found: World, expected: str, f
     for part, stage in (("test", "predict"), ("train", "validate")):
         path = found.write(tmp_path / part, part, labelled=part == "train")
         made = CovidData(dir=str(tmp_path / part))
-        made.trainer = stub_trainer(facts=facts(folder))
+        made.expect(facts(folder))
         with pytest.raises(DataError, match=re.escape(f"{path}:1: other columns than the model") + f".*(?:{expected})"):
             made.setup(stage)
 
@@ -633,15 +633,15 @@ def test_columns_in_another_order_and_features_of_the_other_kind(folder: Path, t
     survey = [WORLD.survey[1], WORLD.survey[0], *WORLD.survey[2:]]
     write_table(tmp_path / "covid.test.csv", WORLD.names, survey, WORLD.days, WORLD.values, labelled=False)
     made = CovidData(dir=str(tmp_path))
-    made.trainer = stub_trainer(facts=facts(folder))
+    made.expect(facts(folder))
     with pytest.raises(DataError, match=r"covid\.test\.csv:1: other columns .*: it has another order"):
         made.setup("predict")
     made = CovidData(dir=str(folder), features="differences")
-    made.trainer = stub_trainer(facts=facts(folder))
+    made.expect(facts(folder))
     with pytest.raises(DataError, match=r"data\.features is 'differences', but the model was trained"):
         made.setup("predict")
     made = CovidData(dir=str(folder))
-    made.trainer = stub_trainer(facts=facts(folder))
+    made.expect(facts(folder))
     made.setup("predict")
 
 

@@ -80,12 +80,6 @@ def as_rank(data: PhonemeData, rank: int, world: int) -> PhonemeData:
     return data
 
 
-def trained_on(data: PhonemeData, **facts: Any) -> SimpleNamespace:
-    """As if a module with these facts were in the trainer."""
-    module = SimpleNamespace(facts=data.facts | facts)
-    return SimpleNamespace(lightning_module=module, world_size=1, global_rank=0, strategy=CPU)
-
-
 def epoch_of(data: PhonemeData, epoch: int = 0) -> list[dict[str, torch.Tensor]]:
     loader = data.train_dataloader()
     loader.sampler.set_epoch(epoch)
@@ -267,7 +261,7 @@ def test_recordings_prepared_as_a_test_part_keep_their_labels(timit):
     assert sum(b["mask"].numel() for b in batches) < 1.1 * 39866, "padding"
     model = PhonemeData(root=str(timit), window=None)
     model.setup("fit")
-    data.trainer = trained_on(model)
+    data.expect(model.facts)
     with pytest.raises(DataError, match="48 classes"):
         data.setup("test")
 
@@ -441,7 +435,7 @@ def test_what_differs_from_the_models_data_is_refused(tmp_path):
 
     def again(stage, where=folder, facts=None, **options):
         other = PhonemeData(dir=str(where), **({"window": 3} | options))
-        other.trainer = trained_on(data, **(facts or {}))
+        other.expect(data.facts | (facts or {}))
         other.setup(stage)
 
     for stage in ("validate", "test", "predict"):

@@ -359,12 +359,15 @@ def test_decision_and_score():
     assert data.score(np.array([1, 1, 2]), data.decide(shares)) == pytest.approx(2 / 3)
 
 
-def test_variants_show_one_image_in_many_ways(folder):
+def test_one_image_is_drawn_in_many_ways(folder):
     data = food(folder, augment=jitter())
     seen = data.variants(5)
     assert seen.shape == (6, 3, SIZE, SIZE)
     assert torch.equal(seen[0], data.pictures[torch.from_numpy(data.split()[0].train[:1])][0])
     assert len({image.numpy().tobytes() for image in seen}) == 6
+    drawn = [axes.images[0].get_array() for axes in data.draw()["augmentations"].axes]
+    np.testing.assert_array_equal(np.stack(drawn), seen.permute(0, 2, 3, 1))
+    assert food(folder, augment=torch.nn.Identity()).draw() == {}
 
 
 # mistakes
@@ -400,22 +403,16 @@ def test_a_zip_is_found_and_unpacked(folder, tmp_path):
         FoodData.prepare(tmp_path)
 
 
-def trained_on(data, **facts):
-    """As if a module with these facts were in the trainer."""
-    module = SimpleNamespace(facts=data.facts | facts)
-    return SimpleNamespace(lightning_module=module, world_size=1, global_rank=0, strategy=CPU)
-
-
 def test_other_classes_or_other_held_out_images_than_the_models_are_refused(folder):
     data = food(folder)
     other = FoodData(dir=str(folder), image_size=SIZE)
-    other.trainer = trained_on(data)
+    other.expect(data.facts)
     other.setup("test")  # its own
-    other.trainer = trained_on(data, keys=["0", "1", "2", "3"])
+    other.expect(data.facts | {"keys": ["0", "1", "2", "3"]})
     with pytest.raises(DataError, match="classes"):
         other.setup("test")
     changed = FoodData(dir=str(folder), image_size=SIZE, folds=3)
-    changed.trainer = trained_on(data)
+    changed.expect(data.facts)
     with pytest.raises(DataError, match="other rows are held out"):
         changed.setup("test")
 

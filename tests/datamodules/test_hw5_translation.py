@@ -41,24 +41,20 @@ def ready(folder: Path, stage: str = "fit", **options: Any) -> TranslationData:
     return data
 
 
-class Model:
-    """Stands for a trained module."""
-
-    def __init__(self, facts: dict[str, Any]) -> None:
-        self.facts = facts
-
-
 class Run:
     """Stands for a trainer."""
 
-    def __init__(self, facts: dict[str, Any] | None = None, rank: int = 0, world: int = 1) -> None:
-        self.lightning_module = Model(facts) if facts else None
+    lightning_module = None
+
+    def __init__(self, rank: int, world: int) -> None:
         self.global_rank, self.world_size = rank, world
         self._accelerator_connector = type("Connector", (), {"use_distributed_sampler": False})()
 
 
 def of_a_run(data: TranslationData, facts: dict[str, Any] | None = None, rank: int = 0, world: int = 1) -> Any:
-    data.trainer = Run(facts, rank, world)  # type: ignore[assignment]
+    data.trainer = Run(rank, world)  # type: ignore[assignment]
+    if facts is not None:
+        data.expect(facts)
     return data
 
 

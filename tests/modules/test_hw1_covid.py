@@ -100,8 +100,8 @@ def test_the_perceptron_starts_from_the_finished_linear_path(folder, tmp_path):
     """A zero last layer: before the first step the sum of both is the linear model."""
     _, module, _ = fit(folder, tmp_path, {"ridge": 3.0, "state_ridge": 250.0}, epochs=1)
     fresh = CovidRegressor(ADAM, ridge=3.0)
-    fresh.facts = module.facts
-    fresh.build(module.facts)
+    fresh.expect(module.facts)
+    fresh.configure_model()
     assert not fresh.net.mlp[-1].weight.any()
     assert module.net.skip.by_context.any()
 

@@ -38,12 +38,13 @@ def classifier(net=Small, window=None, classes=CLASSES, **options):
     torch.manual_seed(0)
     module = PhonemeClassifier(net=net, **options)
     table = torch.randn(classes, classes, generator=torch.Generator().manual_seed(3)).log_softmax(1)
-    module._use(
+    module.expect(
         {
             "classes": [f"c{number}" for number in range(classes)], "silence": SILENCE, "features": FEATURES,
             "window": window, "transitions": table, "held_out": "",
         }
     )  # fmt: skip
+    module.configure_model()
     module.logged = {}
     module.log = lambda name, value, **kwargs: module.logged.update({name: value})
     module.log_dict = lambda values, **kwargs: module.logged.update(values)

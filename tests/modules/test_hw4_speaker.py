@@ -47,7 +47,8 @@ PLAIN = ENCODERS["transformer post none"]
 def classifier(facts=FACTS, **options):
     torch.manual_seed(0)
     module = SpeakerClassifier(**({"net": PLAIN} | options))
-    module._use(facts)
+    module.expect(facts)
+    module.configure_model()
     module.log = module.log_dict = lambda *args, **kwargs: None
     module._trainer = type("T", (), {"world_size": 1, "accumulate_grad_batches": 1})()
     for parameter in module.parameters():  # gains of 1 and biases of 0 would hide mistakes

@@ -54,7 +54,8 @@ def data(tmp_path_factory):
 def translator(facts, kind, **options):
     torch.manual_seed(0)
     module = KINDS[kind](**({"net": NET} | options))
-    module._use(facts)
+    module.expect(facts)
+    module.configure_model()
     for parameter in module.parameters():  # gains of 1 and biases of 0 would hide mistakes
         parameter.data += 0.1 * torch.randn_like(parameter)
     module.log = module.log_dict = lambda *args, **kwargs: None

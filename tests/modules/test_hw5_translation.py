@@ -54,7 +54,8 @@ def data(tmp_path_factory):
 def translator(facts, kind="post-norm", **options):
     torch.manual_seed(0)
     module = Translator(**({"net": KINDS[kind]} | options))
-    module._use(facts)
+    module.expect(facts)
+    module.configure_model()
     for parameter in module.parameters():  # gains of 1 and biases of 0 would hide mistakes
         parameter.data += 0.1 * torch.randn_like(parameter)
     return module
@@ -254,13 +255,14 @@ def test_sentences_longer_than_the_table_of_positions_are_refused(data):
     net = functools.partial(TransformerSeq2Seq, positions="learned", **SMALL)
     for limit in (data.max_length - 1, data.max_length):
         module = Translator(net=functools.partial(net, max_length=limit))
+        module.expect(data.facts)
         if limit < data.max_length:
             with pytest.raises(
                 MisconfigurationException, match=r"max_length is 255, .* has 256 tokens; raise it, or lo"
             ):
-                module.build(data.facts)
+                module.configure_model()
         else:
-            module.build(data.facts)
+            module.configure_model()
 
 
 # pictures

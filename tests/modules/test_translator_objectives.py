@@ -34,7 +34,8 @@ def translator(facts, objective=None, kind="transformer"):
     """As if in a trainer, at a step that logs; what it logs is in `logged`."""
     torch.manual_seed(0)
     module = Translator(net=KINDS[kind], objective=objective)
-    module._use(facts)
+    module.expect(facts)
+    module.configure_model()
     module.logged = {}
     module.log_dict = lambda values, **options: module.logged.update(values)
     module._trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1, global_step=4, log_every_n_steps=5)

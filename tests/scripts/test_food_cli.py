@@ -95,7 +95,6 @@ def test_pictures_of_a_test(food_run):
             "first_filters",
             "worst_mistakes",
             "grad_cam",
-            "augmentations",
         )
     }
     for path in (food_run / "figures").glob("test_*.png"):

@@ -1,7 +1,5 @@
 """Examples in memory as data for a homework's module, where a study makes its own."""
 
-from typing import Any
-
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -19,21 +17,22 @@ class _Batches(Dataset):
 class Examples(LightningDataModule):
     """Batches x (B, ...), y (B,), row (B,): one epoch is `steps` of them, in which all rows come equally often.
 
+    The module must have its facts already (`module.expect(facts)`).
+
     Whatever the number of rows, an epoch has as many steps, so that nets that see more or fewer examples are trained
     equally long.
 
     Args:
         x: Inputs (N, ...).
         y: Classes (N,).
-        facts: What the module must know.
         steps: Batches of an epoch.
         batch_size: Rows of a batch; where there are fewer, it holds some twice.
         seed: Of their order.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, facts: dict[str, Any], steps: int, batch_size: int, seed: int) -> None:
+    def __init__(self, x: Tensor, y: Tensor, steps: int, batch_size: int, seed: int) -> None:
         super().__init__()
-        self.x, self.y, self.facts = x, y, facts
+        self.x, self.y = x, y
         self.steps, self.batch_size, self.seed = steps, batch_size, seed
 
     def train_dataloader(self) -> DataLoader:

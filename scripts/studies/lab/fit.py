@@ -74,9 +74,8 @@ def regressor(optimizer: Callable[..., torch.optim.Optimizer], lr: float, **opti
 
 def rows(data: CovidData, part: str) -> tuple[Tensor, Tensor]:
     """Features (N, C) and targets (N,) of the data's fold, train or val, after setup."""
-    parts = data.train_dataloader().dataset.parts  # type: ignore[attr-defined]
-    index = torch.from_numpy(getattr(data.chosen_folds()[0], part))
-    return parts["x"][index], parts["y"][index]
+    batch = data.train_dataloader().dataset[torch.from_numpy(getattr(data.chosen_folds()[0], part))]
+    return batch["x"], batch["y"]
 
 
 @torch.no_grad()

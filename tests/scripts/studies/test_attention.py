@@ -49,7 +49,7 @@ def batch(translator):
 @given(rows=st.integers(1, 40), steps=st.integers(1, 6), size=st.integers(1, 9), seed=seeds)
 def test_all_rows_come_equally_often(rows, steps, size, seed):
     x = torch.arange(rows).float()[:, None]
-    batches = [list(Examples(x, 2 * x[:, 0], {}, steps, size, seed).train_dataloader()) for _ in range(2)]
+    batches = [list(Examples(x, 2 * x[:, 0], steps, size, seed).train_dataloader()) for _ in range(2)]
     assert [len(batch["row"]) for batch in batches[0]] == [size] * steps
     seen = torch.cat([batch["row"] for batch in batches[0]])
     counts = torch.bincount(seen, minlength=rows)
