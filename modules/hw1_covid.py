@@ -152,7 +152,8 @@ class CovidRegressor(HomeworkModule):
         if self.net.skip is not None and self.ridge is not None and not self.net.skip.shared.any():
             by_fold = dict(zip(self.facts["fold"].unique().tolist(), self.facts["train_rows"], strict=True))
             rows = [by_fold[fold] for fold in self.facts["fold"].tolist()]
-            every = self.trainer.train_dataloader.dataset[torch.arange(len(self.trainer.train_dataloader.dataset))]
+            dataset = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
+            every = dataset[torch.arange(len(dataset))]
             self.net.fit_skip(every["x"], every["y"], rows, self.ridge, self.state_ridge)
 
     def forward(self, x: Tensor) -> Tensor:
