@@ -1,13 +1,10 @@
 """HW1: predict the share of positive COVID-19 tests from surveys of the last days (course files of 2021 to 2023)."""
 
-from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from sklearn.feature_selection import SelectKBest, f_regression, mutual_info_regression
 from sklearn.model_selection import GroupKFold, KFold
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -18,6 +15,14 @@ from datamodules.errors import DataError
 from datamodules.generated import write_covid
 from datamodules.samplers import MemberBatchSampler, ResumableLoader
 from datamodules.tables.covid import TARGET, CovidTable, day_keys, read_table, window_groups
+from datamodules.tables.features import (
+    Choice,
+    Kind,
+    feature_matrix,
+    named_features,
+    scaler_statistics,
+    select_features,
+)
 
 Split = Literal["random", "interleaved", "state", "time", "grouped"]
 
@@ -72,10 +77,10 @@ class CovidData(HomeworkData):
         folds: int = 5,
         fold: int | None = 0,
         seed: int = 0,
-        features: Literal["raw", "differences"] = "raw",
+        features: Kind = "raw",
         target: Literal["level", "change"] = "level",
         standardise: Literal["none", "features", "both"] = "both",
-        select: Literal["all", "targets", "f_test", "mutual_info"] = "all",
+        select: Choice = "all",
         k: int = 16,
         columns: list[int | str] | None = None,
         feature_share: float = 1.0,
@@ -160,27 +165,12 @@ class CovidData(HomeworkData):
                     f"{table.path}:1: other columns than the model was trained on: it {what}. "
                     "Use the files of the model's own edition, or train a model on this one"
                 )
-            if self._matrix(table)[1] != expected["features"]:
+            if feature_matrix(table, self.features)[1] != expected["features"]:
                 raise DataError(
                     f"data.features is {self.features!r}, but the model was trained on the other kind; keep it"
                 )
 
     # rows
-
-    def _matrix(self, table: CovidTable) -> tuple[np.ndarray, list[str]]:
-        """Features (N, C) in real units and their names."""
-        if self.features == "raw":
-            return table.values, table.columns
-        last = table.days - 1
-        day = [table.day(k) for k in range(table.days)]
-        name = [table.day_columns(k) for k in range(table.days)]
-        parts = [table.values[:, : len(table.states)], day[last][:, :-1], day[last - 1][:, -1:]]
-        names = [*table.states, *name[last][:-1], name[last - 1][-1]]
-        for k in range(last, 0, -1):
-            width = len(table.survey) - (k == last)  # the last day's target is what we look for
-            parts.append((day[k] - day[k - 1])[:, :width])
-            names += [f"{a}-{b}" for a, b in zip(name[k], name[k - 1], strict=True)][:width]
-        return np.concatenate(parts, axis=1), names
 
     def split(self) -> list[Fold]:
         """All folds of the training rows, by the rule named in `split`."""
@@ -230,7 +220,7 @@ class CovidData(HomeworkData):
     def _find_facts(self, table: CovidTable, edition: str) -> Facts:
         """What the module needs: each member's features and their statistics over its own fold's training rows."""
         assert table.target is not None
-        x, names = self._matrix(table)
+        x, names = feature_matrix(table, self.features)
         anchor = names.index(table.day_columns(table.days - 2)[-1])
         y = table.target - x[:, anchor] if self.target == "change" else table.target
         is_state = np.isin(names, table.states)
@@ -239,9 +229,12 @@ class CovidData(HomeworkData):
         numbers = range(self.n_folds) if self.fold is None else [self.fold]
         for number, fold in zip(numbers, self.chosen_folds(), strict=True):
             rows, wanted = x[fold.train], y[fold.train]
-            mean, scale = self._scaling(rows, is_state)
+            mean, scale = scaler_statistics(rows, is_state | (self.standardise == "none"))
             target = (wanted.mean(), wanted.std() or 1.0) if self.standardise == "both" else (0.0, 1.0)
-            chosen = self._select(rows, wanted, names, is_state)
+            if self.columns is not None:
+                chosen = named_features(self.columns, names)
+            else:
+                chosen = select_features(rows, wanted, names, is_state, self.select, self.k, self.seed)
             size = max(1, round(self.feature_share * len(chosen)))
             for _ in range(self.members):
                 used = np.sort(rng.permutation(chosen)[:size])
@@ -258,33 +251,11 @@ class CovidData(HomeworkData):
             "last_batch": (max(len(fold.train) for fold in self.chosen_folds()) - 1) % self.batch_size + 1,
         } | {key: value.float() if value.is_floating_point() else value for key, value in stacked.items()}
 
-    def _scaling(self, x: np.ndarray, is_state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and scale (C,) of training rows (N, C): a feature becomes (x - mean) / scale."""
-        plain = is_state | (self.standardise == "none")
-        mean, scale = np.where(plain, 0.0, x.mean(0)), np.where(plain, 1.0, x.std(0))
-        # what never varies (in float32's digits) says nothing, in a held-out state too: it becomes 0
-        scale[x.std(0) <= 1e-7 * np.abs(x).max(0)] = np.inf
-        return mean, scale
-
-    def _select(self, x: np.ndarray, y: np.ndarray, names: list[str], is_state: np.ndarray) -> np.ndarray:
-        """Numbers of the features in use, in their order, chosen on training rows alone."""
-        if self.columns is not None:
-            return _named(self.columns, names)
-        if self.select == "targets":
-            return np.flatnonzero(is_state | np.char.startswith(names, TARGET))
-        if self.select == "all":
-            return np.arange(len(names))
-        if self.k > len(names):
-            raise DataError(f"data.k is {self.k}, but there are only {len(names)} features")
-        test = f_regression if self.select == "f_test" else partial(mutual_info_regression, random_state=self.seed)
-        with np.errstate(divide="ignore", invalid="ignore"):  # columns that never vary come last
-            return SelectKBest(test, k=self.k).fit(x, y).get_support(indices=True)
-
     # loaders
 
     def _rows(self, table: CovidTable, fold: Tensor | None = None) -> CovidRows:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        x = torch.from_numpy(self._matrix(table)[0]).float().to(device)
+        x = torch.from_numpy(feature_matrix(table, self.features)[0]).float().to(device)
         y = None if table.target is None else torch.from_numpy(table.target).float().to(device)
         return CovidRows(x, y, None if fold is None else fold.to(device))
 
@@ -364,19 +335,3 @@ def _names(part: str) -> list[str]:
 
 def _short(names: list[str]) -> str:
     return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "none"
-
-
-def _named(wanted: list[int | str], names: list[str]) -> np.ndarray:
-    """Numbers of features given by number, name or pattern."""
-    found: set[int] = set()
-    for item in wanted:
-        if isinstance(item, int):
-            hits = [item] if 0 <= item < len(names) else []
-        else:
-            hits = [i for i, name in enumerate(names) if fnmatchcase(name, item)]
-        if not hits:
-            raise DataError(f"data.columns: no feature {item!r}; there are {len(names)}: {', '.join(names)}")
-        found.update(hits)
-    if not found:
-        raise DataError("data.columns is empty: name at least one feature, or leave it out to use them all")
-    return np.array(sorted(found))

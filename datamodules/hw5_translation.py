@@ -18,6 +18,7 @@ from datamodules.base import Facts, Fold, HomeworkData
 from datamodules.errors import DataError, and_more
 from datamodules.generated import write_translation
 from datamodules.samplers import LengthBucketSampler, ResumableLoader, length_buckets
+from datamodules.text import describe
 from datamodules.text.bitext import TABLES, Bitext, find_bitext, is_pseudo, read_bitext
 from datamodules.text.cleaning import Language
 from datamodules.text.corpus import CleanPairs, TokenCorpus, clean_pairs, encode_pairs, trained_tokenizer
@@ -27,7 +28,6 @@ from datamodules.text.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 TRAIN = ("train_dev.raw", "raw")  # what the course calls its files, before .en and .zh
 TEST = ("test.raw", "test", "test/test")
 JUDGED = 4096  # tokens of a batch of validation, test and prediction: their scores over the vocabulary need memory
-BARS = 12  # of the histogram of `leeml data describe`
 SIDES: tuple[Language, Language] = ("en", "zh")
 
 
@@ -231,7 +231,9 @@ class TranslationData(HomeworkData):
         self.real = clean_pairs(self.bitexts)
         self._report_script(self.real, self.bitexts)
         if not len(self.real):
-            raise DataError(f"{self.bitexts[0]}: no pairs left of {self.real.counts[:, 0].sum()}: {self._dropped()}")
+            raise DataError(
+                f"{self.bitexts[0]}: no pairs left of {self.real.counts[:, 0].sum()}: {describe.dropped(self.real.counts)}"
+            )
         self.folds_of_rows = self._cut()
         if known is not None:
             self.tokenizer = Tokenizer.from_tensor(known["tokenizer"])
@@ -438,25 +440,11 @@ class TranslationData(HomeworkData):
         lengths, loader = data._lengths()[data.train_rows()], data.train_dataloader()
         cells = [len(batch["row"]) * (batch["source"].shape[1] + batch["target"].shape[1]) for batch in loader]
         spelled = data.corpus.count(data.tokenizer.is_byte) / len(data.corpus.tokens)
-        full, padding = lengths.sum() / len(cells), 1 - lengths.sum() / sum(cells)
         return [
             *data._summary(),
-            *(
-                f"{language}: {lengths[:, side].sum():,} tokens with eos, {lengths[:, side].mean():.1f} a sentence, "
-                f"{lengths[:, side].max()} in the longest"
-                for side, language in enumerate(SIDES)
-            ),
             f"characters unknown to the tokenizer: {spelled:.3%} of the tokens are bytes that spell them",
-            f"{len(cells):,} batches of up to data.max_tokens = {data.max_tokens:,}: {full:,.0f} tokens of both sides "
-            f"in each, {padding:.1%} padding",
-            "pairs by tokens of the longer side:",
-            *_bars(lengths.max(1)),
+            *describe.batches(lengths, cells, data.max_tokens, SIDES),
         ]
-
-    def _dropped(self) -> str:
-        dropped = self.real.counts[:, 1:].sum(0).tolist()
-        empty, long, ratio = (f"{count:,}" for count in dropped)
-        return f"{empty} with an empty side, {long} too long to clean, {ratio} with one side 9 times as long"
 
     def _summary(self) -> list[str]:
         """What is trained on, and what was left out, in words."""
@@ -465,7 +453,7 @@ class TranslationData(HomeworkData):
         count = 0 if self.synthetic_only else len(train)
         lines = [
             f"{self.locate()}: {count:,} pairs to train on, {len(val):,} held out, {len(self.tokenizer):,} pieces",
-            f"left out of {self.real.counts[:, 0].sum():,}: {self._dropped()}, {long:,} of more than data.max_length = "
+            f"left out of {self.real.counts[:, 0].sum():,}: {describe.dropped(self.real.counts)}, {long:,} of more than data.max_length = "
             f"{self.max_length} tokens",
         ]
         if self.synthetic is not None:
@@ -483,14 +471,3 @@ class TranslationData(HomeworkData):
 
 def _tables(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.tsv*") if path.name.endswith(TABLES))
-
-
-def _bars(lengths: np.ndarray) -> list[str]:
-    """A histogram in text; the last bar holds the longest hundredth."""
-    width = -(-int(np.quantile(lengths, 0.99)) // BARS)
-    counts = np.bincount(np.minimum((lengths - 1) // width, BARS))
-    spans = [f"{n * width + 1} to {(n + 1) * width}" for n in range(BARS)] + [f"{BARS * width + 1} or more"]
-    return [
-        f"  {span:<11} {'#' * round(50 * count / counts.max()):<50} {count:,}"
-        for span, count in zip(spans, counts.tolist(), strict=False)
-    ]

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from covid_files import STATES_2023, SURVEY_2023, World, write_table
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from sklearn.feature_selection import f_regression, mutual_info_regression
 
@@ -22,7 +20,7 @@ from datamodules.course import PUBLISHED
 from datamodules.errors import DataError
 from datamodules.files.places import PROJECT, default_root
 from datamodules.hw1_covid import CovidData
-from datamodules.tables.covid import CovidTable
+from datamodules.tables.features import feature_matrix
 from modules.hw1_covid import CovidNet
 
 WORLD = World()
@@ -367,33 +365,10 @@ def test_network_of_zeros_says_yesterday_plus_the_mean_change(
     np.testing.assert_allclose(predicted, np.tile(expected, (3, 1)), rtol=1e-5)
 
 
-@settings(max_examples=30)
-@given(states=st.integers(0, 5), columns=st.integers(2, 6), days=st.integers(2, 6))
-def test_differences_carry_the_same_information(states: int, columns: int, days: int) -> None:
-    """They are a linear map of the raw features: its matrix (the image of the unit vectors) can be inverted."""
-    size = states + days * columns - 1
-    names = [f"s{i}" for i in range(states)], [*(f"a{i}" for i in range(columns - 1)), "tested_positive"]
-
-    def table(values: np.ndarray) -> CovidTable:
-        return CovidTable(Path("t.csv"), *names, days, list(range(len(values))), values, None)
-
-    made = CovidData(features="differences")
-    matrix, features = made._matrix(table(np.eye(size)))
-    assert matrix.shape == (size, size) == (size, len(set(features)))
-    assert abs(np.linalg.det(matrix)) == pytest.approx(1)
-    x = np.random.default_rng(0).normal(size=(2 * size, size))
-    out = made._matrix(table(x))[0]
-    np.testing.assert_allclose(out, x @ matrix, atol=1e-12)
-    for a, b in ((x, out), (out, x)):
-        back, _, rank, _ = np.linalg.lstsq(a, b, rcond=None)
-        assert rank == size
-        np.testing.assert_allclose(a @ back, b, atol=1e-9)
-
-
 def test_names_of_differences_say_what_they_are(folder: Path) -> None:
     made = data(folder, features="differences")
     assert made.train is not None
-    x, names = made._matrix(made.train)
+    x, names = feature_matrix(made.train, made.features)
     raw = dict(zip(made.train.columns, made.train.values.T, strict=True))
     for column, name in zip(x.T, names, strict=True):
         later, _, earlier = name.partition("-")
