@@ -231,9 +231,8 @@ class TranslationData(HomeworkData):
         self.real = clean_pairs(self.bitexts)
         self._report_script(self.real, self.bitexts)
         if not len(self.real):
-            raise DataError(
-                f"{self.bitexts[0]}: no pairs left of {self.real.counts[:, 0].sum()}: {describe.dropped(self.real.counts)}"
-            )
+            why = describe.dropped(self.real.counts)
+            raise DataError(f"{self.bitexts[0]}: no pairs left of {self.real.counts[:, 0].sum()}: {why}")
         self.folds_of_rows = self._cut()
         if known is not None:
             self.tokenizer = Tokenizer.from_tensor(known["tokenizer"])
@@ -453,8 +452,8 @@ class TranslationData(HomeworkData):
         count = 0 if self.synthetic_only else len(train)
         lines = [
             f"{self.locate()}: {count:,} pairs to train on, {len(val):,} held out, {len(self.tokenizer):,} pieces",
-            f"left out of {self.real.counts[:, 0].sum():,}: {describe.dropped(self.real.counts)}, {long:,} of more than data.max_length = "
-            f"{self.max_length} tokens",
+            f"left out of {self.real.counts[:, 0].sum():,}: {describe.dropped(self.real.counts)}, {long:,} of more than "
+            f"data.max_length = {self.max_length} tokens",
         ]
         if self.synthetic is not None:
             lines.append(f"and {self._synthetic_summary()}")

@@ -1,4 +1,4 @@
-"""What sentence pairs are to a network, in words: counts, lengths and batches, for the log and `leeml data describe`."""
+"""Counts, lengths and batches of sentence pairs in words, for the log and `leeml data describe`."""
 
 from collections.abc import Sequence
 
