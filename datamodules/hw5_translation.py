@@ -452,8 +452,8 @@ class TranslationData(HomeworkData):
         count = 0 if self.synthetic_only else len(train)
         lines = [
             f"{self.locate()}: {count:,} pairs to train on, {len(val):,} held out, {len(self.tokenizer):,} pieces",
-            f"left out of {self.real.counts[:, 0].sum():,}: {describe.dropped(self.real.counts)}, {long:,} of more than "
-            f"data.max_length = {self.max_length} tokens",
+            f"left out of {self.real.counts[:, 0].sum():,}: {describe.dropped(self.real.counts)}, {long:,} of more "
+            f"than data.max_length = {self.max_length} tokens",
         ]
         if self.synthetic is not None:
             lines.append(f"and {self._synthetic_summary()}")
