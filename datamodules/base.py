@@ -116,7 +116,8 @@ class HomeworkData(LightningDataModule, ABC):
     def prepare(cls, folder: Path, source: Path | None = None) -> list[Path]:
         """Turn raw files (of `source`, else of the folder) into the course's layout below `folder`.
 
-        Further parameters of a homework, Literals with a default, become flags of `leeml data prepare`.
+        Further parameters of a homework with a default, Literals, whole numbers and paths, become flags of `leeml data
+        prepare`.
         """
         raise DataError(f"{cls.homework} needs no preparation: its files are read as they are")
 

@@ -1,6 +1,5 @@
 """HW2: the phone of every frame of speech, by the course's files of any year or one's own aligned recordings."""
 
-import zipfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,14 +14,14 @@ from torch.utils.data import DataLoader
 from datamodules import course
 from datamodules.base import ClassifierData, Facts, Fold
 from datamodules.errors import DataError
-from datamodules.files.download import unpack
+from datamodules.files import archives
 from datamodules.generated import write_phonemes
 from datamodules.samplers import EpochBatchSampler, LengthBucketSampler, ResumableLoader, length_buckets
 from datamodules.speech import libriphone
 from datamodules.speech.frames import ReadyWindows, Utterances, Windows
 from datamodules.speech.libriphone import TIMIT_FRAMES, WIDTH, Part, Split
 from datamodules.speech.packed import Packed, Precision, pack
-from datamodules.speech.phones import PhoneSet, classes
+from datamodules.speech.phones import Labels, PhoneSet, classes, read_table
 
 JUDGED = 4096  # frames of a batch of validation, test and prediction: no more than its windows need little memory
 SILENCES = ("sil", "h#")  # names of the class that is no phone
@@ -91,23 +90,32 @@ class PhonemeData(ClassifierData):
 
     @classmethod
     def prepare(
-        cls, folder: Path, source: Path | None = None, split: Part = "train", phones: PhoneSet = 39
+        cls,
+        folder: Path,
+        source: Path | None = None,
+        split: Part = "train",
+        phones: PhoneSet = 39,
+        speaker_level: int | None = None,
+        tier: str | None = None,
+        phone_table: Path | None = None,
     ) -> list[Path]:
-        """Unpack a zip of course files, or turn recordings and their phone alignments into the course's layout."""
-        archives = sorted(folder.glob("*.zip")) if source is None else [source]
-        if len(archives) != 1:
+        """Unpack an archive of course files, or turn recordings and their phone alignments into the course's layout."""
+        sources = archives.archives_in(folder) if source is None else [source]
+        if len(sources) != 1:
             raise DataError(
-                f"{folder}: {len(archives)} zip files here; name a zip or a folder of recordings with --source"
+                f"{folder}: {len(sources)} archives here; name one, or a folder of recordings, with --source"
             )
-        source = archives[0]
+        source = sources[0]
         if source.is_file() and _holds_course_files(source):
             if (split, phones) != ("train", 39):
                 raise DataError(
                     f"{source}: holds course files, which are only unpacked; leave out --split and --phones"
                 )
-            unpack(source, folder / source.stem)
-            return [folder / source.stem]
-        return libriphone.prepare_recordings(source, folder / "prepared", split, phones)
+            place = folder / archives.stem(source)
+            archives.unpack(source, place)
+            return [place]
+        labels = Labels(tier, read_table(phone_table.expanduser()) if phone_table else {})
+        return libriphone.prepare_recordings(source, folder / "prepared", split, phones, speaker_level, labels)
 
     def read_files(self, stage: str) -> None:
         """Open what the stage needs, cut the folds and find the facts."""
@@ -334,11 +342,7 @@ def _home(folder: Path) -> Path | None:
 
 
 def _holds_course_files(archive: Path) -> bool:
-    try:
-        with zipfile.ZipFile(archive) as file:
-            return any(name.endswith(("_split.txt", "_11.npy")) for name in file.namelist())
-    except zipfile.BadZipFile:
-        return False  # whoever unpacks it says what is wrong
+    return any(name.endswith(("_split.txt", "_11.npy")) for name in archives.names_in(archive))
 
 
 def _short(names: list[str]) -> str:

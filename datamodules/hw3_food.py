@@ -1,7 +1,6 @@
 """HW3: photos of food, by the course's folders of any year or a user's own (one folder a class)."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +16,7 @@ from torchvision.transforms import v2
 from datamodules import course
 from datamodules.base import ClassifierData, Facts, Fold
 from datamodules.errors import DataError
-from datamodules.files.download import unpack
+from datamodules.files import archives
 from datamodules.generated import write_food
 from datamodules.images.decoded import decode
 from datamodules.images.folder import ImageFolder, Images, has_images, images_home, read_folder
@@ -110,23 +109,17 @@ class FoodData(ClassifierData):
 
     @classmethod
     def prepare(cls, folder: Path, source: Path | None = None) -> list[Path]:
-        """Unpack zip files of images (source: one, or a folder of them; default: the folder itself)."""
+        """Unpack archives of images (source: one, or a folder of them; default: the folder itself)."""
         place = source or folder
-        archives = [place] if place.is_file() else sorted(place.glob("*.zip"))
-        if not archives:
-            what = "no zip file here" if place.exists() else "no such file or folder"
+        found = [place] if place.is_file() else archives.archives_in(place)
+        if not found:
+            what = "no zip or tar here" if place.exists() else "no such file or folder"
             raise DataError(
-                f"{place}: {what}; name a zip with --source FILE (folders of images are read as they are: --data.dir)"
+                f"{place}: {what}; name one with --source FILE (folders of images are read as they are: --data.dir)"
             )
-        for archive in archives:
-            try:
-                (folder / archive.stem).mkdir(parents=True, exist_ok=True)
-                unpack(archive, folder / archive.stem)
-            except BaseException:
-                with suppress(OSError):  # it is not empty, and stays
-                    (folder / archive.stem).rmdir()
-                raise
-        return [folder / archive.stem for archive in archives]
+        for archive in found:
+            archives.unpack(archive, folder / archives.stem(archive))
+        return [folder / archives.stem(archive) for archive in found]
 
     def locate(self) -> Path:
         """The folder with the images; where only a zip lies, the message says how to unpack it."""
@@ -140,10 +133,10 @@ class FoodData(ClassifierData):
                 raise DataError(f"{base / self.edition}: no files of edition {self.edition!r} here, only {inner.name}")
             return folder
         except DataError:
-            if base.is_dir() and (zips := sorted(base.glob("*.zip"))):
+            if base.is_dir() and (packed := archives.archives_in(base)):
                 raise DataError(
-                    f"{zips[0]}: unpack it first: leeml data prepare {self.homework} --source {zips[0]} (into data/ of "
-                    "the project, or into the folder named after it)"
+                    f"{packed[0]}: unpack it first: leeml data prepare {self.homework} --source {packed[0]} (into "
+                    "data/ of the project, or into the folder named after it)"
                 ) from None
             raise
 

@@ -94,9 +94,11 @@ class SpeakerData(ClassifierData):
         return write_speakers(folder, seed)
 
     @classmethod
-    def prepare(cls, folder: Path, source: Path | None = None, split: Part = "train") -> list[Path]:
+    def prepare(
+        cls, folder: Path, source: Path | None = None, split: Part = "train", speaker_level: int | None = None
+    ) -> list[Path]:
         """Turn recordings, in a folder a speaker or listed in a testdata.json, into the course's layout."""
-        return speaker_recordings.prepare_recordings(source or folder, folder / "prepared", split)
+        return speaker_recordings.prepare_recordings(source or folder, folder / "prepared", split, speaker_level)
 
     def read_files(self, stage: str) -> None:
         """Open what the stage needs, cut the folds and find the facts."""

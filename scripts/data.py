@@ -13,11 +13,25 @@ if TYPE_CHECKING:
     pass
 
 
+HELP = {
+    "speaker_level": "which folder names the speaker: 1 the first below --source, -1 the one right above a recording "
+    "(default: found out, and printed)",
+    "tier": "name of the TextGrids' tier that holds the phones (default: found out)",
+    "phone_table": "lines `label phone`: what labels that are no phone of TIMIT stand for",
+}
+"""Of the flags that homeworks' `prepare` adds."""
+
+
 def add_options(parser: Parser, prepare: Callable[..., Any]) -> None:
-    """Flags for the parameters that a homework's `prepare` has of its own: Literals with a default."""
+    """Flags for the parameters that a homework's `prepare` has of its own: Literals, whole numbers, texts and paths."""
     hints = get_type_hints(prepare)
-    for name, parameter in inspect.signature(prepare).parameters.items():
-        if get_origin(hints[name]) is Literal:
+    for name, parameter in list(inspect.signature(prepare).parameters.items())[2:]:  # after folder and source
+        if get_origin(hints[name]) is not Literal:
+            kind = next(kind for kind in get_args(hints[name]) if kind is not type(None))
+            parser.add_argument(
+                f"--{name}", type=kind, metavar={int: "N", Path: "FILE"}.get(kind, "NAME"), help=HELP[name]
+            )
+        else:
             default = parameter.default
             parser.add_argument(
                 f"--{name}", type=type(default), choices=get_args(hints[name]), default=default,

@@ -14,6 +14,8 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm import tqdm
 
+from datamodules.files.reading import require_regular
+
 CHUNK = 32  # files a worker takes at once
 THREADS = 4  # that read files to hash them: they wait for the disk
 
@@ -24,11 +26,17 @@ def digest(texts: Sequence[str]) -> str:
 
 
 def _content(name: str) -> str:
-    return hashlib.blake2b(Path(name).read_bytes(), digest_size=16).hexdigest()
+    with open(name, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def content_digests(folder: Path, names: list[str]) -> list[str]:
-    """Digest of each file; read only where size or times are not those in the index of these names."""
+    """Digest of each file; read only where size or times are not those in the index of these names.
+
+    Raises:
+        DataError: one is no regular file.
+        OSError: a file cannot be read; `filename` says which.
+    """
     index = folder / f"index-{digest(names)}.json"
     try:
         known = json.loads(index.read_text())
@@ -36,7 +44,7 @@ def content_digests(folder: Path, names: list[str]) -> list[str]:
         known = []
     known += [None] * (len(names) - len(known))
     # the time of the last change of the inode too: unzip sets mtime back to what the archive says
-    marks = [[s.st_size, s.st_mtime_ns, s.st_ctime_ns] for s in map(os.stat, names)]
+    marks = [[s.st_size, s.st_mtime_ns, s.st_ctime_ns] for s in map(require_regular, map(Path, names))]
     stale = [i for i, mark in enumerate(marks) if known[i] is None or known[i][:3] != mark]
     if stale:
         chunks = [stale[i : i + CHUNK] for i in range(0, len(stale), CHUNK)]

@@ -1,18 +1,13 @@
-"""Fetch the files that the course published, checked by SHA-256, resumed after a cut, from mirrors; unzip safely.
+"""Fetch the files that the course published, checked by SHA-256, resumed after a cut, from mirrors.
 
 Everything a user can run into is a DataError. Files appear by rename, only when they are whole and checked.
 """
 
-import lzma
 import os
-import shutil
-import stat
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import pooch
@@ -20,11 +15,11 @@ import requests
 from tqdm import tqdm
 
 from datamodules.errors import DataError
+from datamodules.files.archives import unpack
 
 CHUNK = 1 << 16  # bytes; a cut loses at most one chunk
 TRIES = 5  # of one address, while the connection is cut in the middle: no wait between them
 TIMEOUT = (10, 60)  # seconds to connect, seconds of silence
-BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -170,47 +165,3 @@ def _failure(url: str, file: RemoteFile, target: Path, progress: bool) -> str:
             if not downloader.resumed:  # else the fault may lie in the bytes from before: once more, from the start
                 break
     return failure
-
-
-def unpack(archive: Path, folder: Path) -> list[Path]:
-    """Unzip into `folder` and return the files' paths; what is there already with its size is kept.
-
-    DataError, with nothing written, when a member would land outside the folder, is a link, or stands against a file
-    of another size, and when the zip is broken.
-    """
-    staging = folder / f".{archive.name}.unpacking"  # a fixed name: what a killed run left is cleared by the next one
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            members = {folder.joinpath(*_safe_parts(archive, info)): info for info in zipped.infolist()}
-            files = {path: info for path, info in members.items() if not info.filename.endswith(("/", "\\"))}
-            missing = [path for path in files if not path.exists()]
-            for path in files.keys() - missing:
-                if path.stat().st_size != files[path].file_size:
-                    raise DataError(f"{path}: differs from the one in {archive}: move it away and unpack again")
-            shutil.rmtree(staging, ignore_errors=True)
-            for path in missing:
-                staged = staging / path.relative_to(folder)
-                staged.parent.mkdir(parents=True, exist_ok=True)
-                with zipped.open(files[path]) as source, staged.open("wb") as sink:
-                    shutil.copyfileobj(source, sink, CHUNK)
-            for path in missing:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(staging / path.relative_to(folder), path)
-    except BROKEN_ZIP as error:
-        raise DataError(f"{archive}: cannot be unzipped ({error}): delete it and fetch it again") from error
-    except OSError as error:
-        raise DataError(f"{archive}: cannot be unpacked into {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return list(files)
-
-
-def _safe_parts(archive: Path, info: zipfile.ZipInfo) -> tuple[str, ...]:
-    # Windows' rules on every system: they know both slashes, drives and shares, so a zip is good here or nowhere
-    path = PureWindowsPath(info.filename)
-    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 when the zip was not made on Unix
-    if path.anchor or not path.parts or ".." in path.parts or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise DataError(
-            f"{archive}: its member {info.filename!r} is a link or leads outside the folder; nothing was unpacked"
-        )
-    return path.parts

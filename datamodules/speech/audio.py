@@ -4,7 +4,6 @@ Imports neither torch nor Lightning at its head: workers that only need MFCCs im
 """
 
 import math
-import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,9 +13,22 @@ import numpy as np
 import soundfile
 from scipy.signal import resample_poly
 
-from datamodules.errors import DataError
+from datamodules.errors import DataError, and_more
+from datamodules.files.reading import require_regular
 
-ENDINGS = {".wav", ".flac"}
+# what libsndfile reads of what recordings lie in; .raw has no header that says how
+ENDINGS = {
+    *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64"),
+    *(".rf64", ".sph", ".nist", ".voc"),
+}
+# recordings that it does not read, each of which would be missed
+FOREIGN = {
+    *(".m4a", ".aac", ".mp4", ".m4b", ".wma", ".amr", ".3gp", ".ac3", ".ape", ".wv", ".mka", ".webm", ".mov", ".mkv"),
+    *(".avi", ".ra", ".spx", ".shn", ".raw", ".pcm"),
+}
+LONGEST = 3600  # seconds of a recording: an hour of features and what they are made of take 1 GB
+SLOWEST, FASTEST = 1000, 768_000  # samples per second
+BLOCK = 1 << 20  # samples of each channel read at once
 RATE = 16000  # samples per second
 HOP, WINDOW = 160, 400  # samples: 10 ms, 25 ms
 FULL_SCALE = 1 << 15  # Kaldi counts in steps of 16 bit
@@ -29,9 +41,10 @@ def rate_of(path: Path) -> int:
     Raises:
         DataError: no sound file.
     """
+    require_regular(path)
     with path.open("rb") as file:
         try:
-            return int(soundfile.info(file).samplerate)
+            return _checked_rate(path, int(soundfile.info(file).samplerate))
         except soundfile.LibsndfileError as error:
             raise _broken(path, error) from error
 
@@ -44,24 +57,52 @@ def warn_of_rates(paths: Iterable[Path], rate: int = RATE) -> None:
         warnings.warn(f"{others[0][0]}{more}: {others[0][1]} Hz, resampled to {rate} Hz", stacklevel=2)
 
 
+def refuse_foreign(paths: Iterable[Path]) -> None:
+    """Refuse recordings in formats that are not read.
+
+    Raises:
+        DataError: names the first and says how to convert it.
+    """
+    foreign = [path for path in paths if path.suffix.lower() in FOREIGN]
+    if not foreign:
+        return
+    first = foreign[0]
+    how = "which has no header that says its rate" if first.suffix.lower() in (".raw", ".pcm") else "which is not read"
+    raise DataError(
+        f"{first}{and_more(foreign)}: a recording as {first.suffix}, {how}; convert each to wav or flac (ffmpeg -i "
+        f"{first.name} {first.stem}.wav), or move it away"
+    )
+
+
 def read_audio(path: Path, rate: int = RATE, warn: bool = True) -> np.ndarray:
     """(N,) float32 in -1 ... 1, stereo mixed down; another rate is resampled (a loud file may then overshoot 1).
 
     Args:
-        path: wav or flac, whatever libsndfile reads.
+        path: wav, flac, mp3, ogg, whatever libsndfile reads.
         rate: Samples per second wanted.
         warn: Say in a warning that this file is resampled.
 
     Raises:
-        DataError: no sound file, a sample that is no number, or less than one window of 25 ms.
+        DataError: no sound file, a sample that is no number, less than one window of 25 ms, or more than an hour.
         OSError: the file cannot be read.
     """
+    require_regular(path)
+    parts: list[np.ndarray] = []
     with path.open("rb") as file:
         try:
-            channels, found = soundfile.read(file, dtype="float32", always_2d=True)
+            with soundfile.SoundFile(file) as sound:
+                found = _checked_rate(path, int(sound.samplerate))
+                block = max(1, BLOCK // sound.channels)
+                # counted while reading: what a header says need not be so
+                while len(part := sound.read(block, dtype="float32", always_2d=True)):
+                    parts.append(part.mean(1))
+                    if sum(map(len, parts)) > LONGEST * found:
+                        raise DataError(
+                            f"{path}: more than {LONGEST:,} s, the longest recording that is read; cut it into several"
+                        )
         except soundfile.LibsndfileError as error:
             raise _broken(path, error) from error
-    samples = channels.mean(1)
+    samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if not np.isfinite(samples).all():
         raise DataError(f"{path}: sample {int(np.argmin(np.isfinite(samples)))} is no finite number; write it anew")
     if found != rate and len(samples):
@@ -77,8 +118,15 @@ def read_audio(path: Path, rate: int = RATE, warn: bool = True) -> np.ndarray:
     return samples.astype(np.float32, copy=False)
 
 
+def _checked_rate(path: Path, rate: int) -> int:
+    if not SLOWEST <= rate <= FASTEST:
+        raise DataError(f"{path}: {rate:,} samples per second; expected {SLOWEST:,} to {FASTEST:,}, write it anew")
+    return rate
+
+
 def _broken(path: Path, error: soundfile.LibsndfileError) -> DataError:
-    state = "empty" if os.path.getsize(path) == 0 else f"cannot be read as wav or flac ({error.error_string})"
+    kind = path.suffix.lower().removeprefix(".") or "sound"
+    state = "empty" if path.stat().st_size == 0 else f"cannot be read as {kind} ({error.error_string})"
     return DataError(f"{path}: {state}; copy or unzip it again, or move it away")
 
 

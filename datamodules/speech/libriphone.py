@@ -4,12 +4,14 @@
     <split>_split.txt             one utterance a line; the order of the submission
     <split>_labels.txt            utterance, then the class of each frame
     phones.txt, speakers.txt      only where we wrote the layout: class names in order; utterance and speaker
+    <split>_notes.txt             likewise: what was taken of the recordings, and what left out
 
 Imports neither torch nor Lightning at its head: workers that make features import this file.
 """
 
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,8 +22,11 @@ from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 from datamodules.errors import DataError, and_more
-from datamodules.files.download import unpack
+from datamodules.files.archives import unpack
+from datamodules.files.reading import GB, in_words, read_text, require_regular
+from datamodules.files.walk import Account, by_ending, files_below
 from datamodules.speech import audio, phones
+from datamodules.speech.speakers import describe, parts_joined, speakers_of
 from datamodules.speech.tensor_file import read_tensor
 
 Part = Literal["train", "test"]
@@ -29,6 +34,7 @@ Part = Literal["train", "test"]
 WIDTH = 39  # features a frame
 TIMIT_FRAMES, TIMIT_CLASSES = 11, 39
 BLOCK = 1 << 14  # rows of TIMIT-11 checked at once: 28 MB
+LARGEST = 32 * GB  # bytes of TIMIT-11's arrays, of which the course's have 2
 SHARE = 250  # recordings that must be there for each worker: with fewer, its start takes longer than its work
 
 
@@ -166,6 +172,12 @@ def read_phones(folder: Path) -> list[str] | None:
     return [line for _, line in _lines(path)] if path.is_file() else None
 
 
+def read_notes(folder: Path, part: Part) -> list[str]:
+    """What `write_layout` was told of how the part was made; empty for the course's own files."""
+    path = folder / f"{part}_notes.txt"
+    return read_text(path).splitlines() if path.is_file() else []
+
+
 def _read_speakers(folder: Path) -> dict[str, str]:
     path = folder / "speakers.txt"
     if not path.is_file():
@@ -179,11 +191,9 @@ def _read_speakers(folder: Path) -> dict[str, str]:
 def _lines(path: Path) -> list[tuple[int, str]]:
     """Numbered lines that are not blank."""
     try:
-        text = path.read_text("utf-8-sig")
+        text = read_text(path)
     except FileNotFoundError:
         raise DataError(f"{path}: missing; copy or unpack the data again") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: no UTF-8 text; copy or unpack the data again") from None
     return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
 
 
@@ -222,6 +232,8 @@ def read_timit11(folder: Path) -> Timit11:
 
 def _npy(path: Path) -> np.ndarray:
     try:
+        if (size := require_regular(path).st_size) > LARGEST:
+            raise DataError(f"{path}: {in_words(size)}, at most {in_words(LARGEST)} are read; take a part of its rows")
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path}: missing; unpack timit_11 again") from None
@@ -250,7 +262,9 @@ def read_windows(path: Path) -> np.ndarray:
 # writing
 
 
-def write_layout(folder: Path, part: Part, utterances: Iterable[Utterance], names: Sequence[str]) -> list[Path]:
+def write_layout(
+    folder: Path, part: Part, utterances: Iterable[Utterance], names: Sequence[str], notes: Sequence[str] = ()
+) -> list[Path]:
     """Write one part of the layout, beside the other one if that is there; it appears when it is whole.
 
     Args:
@@ -258,6 +272,7 @@ def write_layout(folder: Path, part: Part, utterances: Iterable[Utterance], name
         part: train or test.
         utterances: All with labels, or none.
         names: Of the classes, for phones.txt.
+        notes: Lines for <part>_notes.txt, what was taken and what left out, read when all utterances have been.
 
     Returns:
         The text files and the folder of the features.
@@ -287,6 +302,8 @@ def write_layout(folder: Path, part: Part, utterances: Iterable[Utterance], name
         speakers = _read_speakers(folder) | {name: speaker for name, _, speaker in rows if speaker is not None}
         if speakers:
             lines["speakers.txt"] = [f"{name} {speaker}" for name, speaker in speakers.items()]
+        if notes:
+            lines[f"{part}_notes.txt"] = list(notes)
         for name, content in lines.items():
             (staging / name).write_text("".join(f"{line}\n" for line in content), "utf-8", newline="\n")
         features.parent.mkdir(exist_ok=True)
@@ -315,17 +332,27 @@ class _Recording(NamedTuple):
     speaker: str | None
 
 
-def prepare_recordings(source: Path, folder: Path, part: Part, size: phones.PhoneSet = 39) -> list[Path]:
+def prepare_recordings(
+    source: Path,
+    folder: Path,
+    part: Part,
+    size: phones.PhoneSet = 39,
+    level: int | None = None,
+    labels: phones.Labels = phones.NO_LABELS,
+) -> list[Path]:
     """Turn recordings and their phone alignments into the layout, with the labels also of a test part.
 
-    wav or flac, each with a .phn or TextGrid of the same name beside it. Where they lie in several folders, the folder
-    right above a file is its speaker, and part of the utterance's name: dr1-mcpm0/sa1.wav is dr1-mcpm0_sa1.
+    Each recording has a .phn or TextGrid of the same name beside it. Where they lie in several folders, one of these is
+    the speaker (datamodules/speech/speakers.py) and, with what is below it, part of the utterance's name:
+    dr1-mcpm0/sa1.wav is dr1-mcpm0_sa1. What was understood and what was left out is printed.
 
     Args:
-        source: A folder, or a zip of one.
+        source: A folder, or an archive of one.
         folder: Where the layout is written.
         part: train or test.
         size: 39, 48 or 61 classes.
+        level: Which folder names the speaker: 1 the first below the source, -1 the one right above a recording.
+        labels: How the labels of the alignments are read.
 
     Returns:
         What was written.
@@ -334,12 +361,12 @@ def prepare_recordings(source: Path, folder: Path, part: Part, size: phones.Phon
         DataError: names the file, and the line of an alignment.
     """
     if not source.is_file():
-        return _prepare(source, folder, part, size)
+        return _prepare(source, folder, part, size, level, labels)
     unpacked = folder / f".{part}.source"
     shutil.rmtree(unpacked, ignore_errors=True)
     try:
         unpack(source, unpacked)
-        return _prepare(unpacked, folder, part, size)
+        return _prepare(unpacked, folder, part, size, level, labels)
     except DataError as error:  # the files it names are gone when the user reads it
         text = str(error).replace(f"{unpacked}{os.sep}", f"{source}: ").replace(str(unpacked), str(source))
         raise DataError(text) from None
@@ -347,66 +374,98 @@ def prepare_recordings(source: Path, folder: Path, part: Part, size: phones.Phon
         shutil.rmtree(unpacked, ignore_errors=True)
 
 
-def _prepare(source: Path, folder: Path, part: Part, size: phones.PhoneSet) -> list[Path]:
-    recordings = _find(source)
+def _prepare(
+    source: Path, folder: Path, part: Part, size: phones.PhoneSet, level: int | None, labels: phones.Labels
+) -> list[Path]:
+    recordings, notes = _find(source, level)
+    print(*notes, sep="\n", file=sys.stderr)
     audio.warn_of_rates(recording.sound for recording in recordings)
     names = phones.classes(size)
     ids = {phone: names.index(folded) for phone, folded in phones.FOLDED[size].items()}
     # joblib's processes do not run the user's own script again
     workers = Parallel(n_jobs=max(1, min(cpu_count(), len(recordings) // SHARE)), return_as="generator")
-    made = workers(delayed(_features)(recording.sound, recording.alignment, ids) for recording in recordings)
-    with tqdm(made, total=len(recordings), desc="making features", leave=False) as bar:
-        utterances = (Utterance(r.name, x, y, r.speaker) for r, (x, y) in zip(recordings, bar, strict=True))
-        return write_layout(folder, part, utterances, names)
+    made = workers(delayed(_features)(recording.sound, recording.alignment, ids, labels) for recording in recordings)
+    mapped: Counter[str] = Counter()
+
+    def utterances() -> Iterator[Utterance]:
+        with tqdm(made, total=len(recordings), desc="making features", leave=False) as bar:
+            for recording, (x, y, others) in zip(recordings, bar, strict=True):
+                mapped.update(others)
+                yield Utterance(recording.name, x, y, recording.speaker)
+        if mapped:
+            listed = ", ".join(f"{label} ({count:,})" for label, count in mapped.most_common())
+            notes.append(f"labels taken for another phone: {listed}; --phone_table FILE for others")
+            print(notes[-1], file=sys.stderr)
+
+    return write_layout(folder, part, utterances(), names, notes)
 
 
-def _features(sound: Path, alignment: Path, ids: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised features (T, 39) and class ids (T,) of one recording."""
+def _features(
+    sound: Path, alignment: Path, ids: dict[str, int], labels: phones.Labels
+) -> tuple[np.ndarray, np.ndarray, Counter[str]]:
+    """Normalised features (T, 39) and class ids (T,) of one recording; which labels stood for another phone."""
     samples = audio.read_audio(sound, warn=False)
-    segments = phones.read_segments(alignment, audio.rate_of(sound), len(samples) / audio.RATE)
+    segments, mapped = phones.read_segments(alignment, audio.rate_of(sound), len(samples) / audio.RATE, labels)
     features = audio.normalise(audio.mfcc(samples))
     found = phones.frame_labels(segments, audio.frame_centres(len(features)) / audio.RATE)
-    return features, np.array([ids[phone] for phone in found])
+    return features, np.array([ids[phone] for phone in found]), mapped
 
 
-def _find(source: Path) -> list[_Recording]:
-    """Sound files below `source` with their alignments, by name.
+def _find(source: Path, level: int | None) -> tuple[list[_Recording], list[str]]:
+    """Sound files below `source` with their alignments, by name, and what to say of them.
 
     Raises:
         DataError: none there, one without the other, or two that would have one name.
     """
     if not source.is_dir():
-        raise DataError(f"{source}: no such folder or zip file")
-    files = [path for path in sorted(source.rglob("*")) if not _hidden(path.relative_to(source)) and path.is_file()]
-    there = set(files)  # one copy of TIMIT has SA1.WAV.wav beside SA1.WAV
-    sounds = [path for path in files if path.suffix.lower() in audio.ENDINGS and path.with_suffix("") not in there]
+        raise DataError(f"{source}: no such folder, zip or tar")
+    below = files_below(source)
+    audio.refuse_foreign(below.files)
+    there = set(below.files)  # one copy of TIMIT has SA1.WAV.wav beside SA1.WAV
+    sounds = [
+        path for path in below.files if path.suffix.lower() in audio.ENDINGS and path.with_suffix("") not in there
+    ]
+    stems: dict[Path, Path] = {}
+    for path in sounds:
+        if other := stems.get(path.with_suffix("")):
+            raise DataError(f"{path}: {other.name} lies beside it; move one of the two away")
+        stems[path.with_suffix("")] = path
     alignments: dict[Path, Path] = {}
-    for path in files:
+    for path in below.files:
         if path.suffix.lower() in phones.ENDINGS:
             if other := alignments.get(path.with_suffix("")):
                 raise DataError(f"{path}: {other.name} lies beside it; move one of the two alignments away")
             alignments[path.with_suffix("")] = path
     if not sounds:
         raise DataError(
-            f"{source}: no sound file (wav or flac) in it; expected recordings with .phn or TextGrid beside"
+            f"{source}: no sound file (wav, flac, mp3, ogg, ...) in it; expected recordings with .phn or TextGrid "
+            "beside"
         )
     if lone := [path for path in sounds if path.with_suffix("") not in alignments]:
         raise DataError(
             f"{lone[0]}: no alignment beside it{and_more(lone)}; expected {lone[0].stem}.phn or .TextGrid, or move the "
             "recording away"
         )
-    if lone := sorted(alignments[stem] for stem in alignments.keys() - {path.with_suffix("") for path in sounds}):
+    if lone := sorted(alignments[stem] for stem in alignments.keys() - stems.keys()):
         raise DataError(f"{lone[0]}: no recording beside it{and_more(lone)}; expected {lone[0].stem}.wav or .flac")
-    several = len({path.parent for path in sounds}) > 1
+    paths = [path.relative_to(source).as_posix() for path in sounds]
+    of, how = speakers_of(paths, level, str(source))
+    if len({path.parent for path in sounds}) == 1 and level is None:  # they lie in one folder, which says nothing
+        of = [None] * len(sounds)
     found: dict[str, _Recording] = {}
-    for path in sounds:
-        speaker = "_".join(path.parent.name.split()) if several and path.parent != source else None
-        name = "_".join([*([speaker] if speaker else []), *path.stem.split()])
+    for path, folders, who in zip(sounds, (Path(path).parent.parts for path in paths), of, strict=True):
+        speaker = None if who is None else "_".join(who.split())
+        # what lies between the speaker and the recording tells two of one name apart
+        inner = folders[folders.index(who) + 1 :] if who in folders else ()
+        name = "_".join(word for text in (speaker or "", *inner, path.stem) for word in text.split())
         if name in found:
             raise DataError(f"{path}: would be called {name} as {found[name].sound} is; rename one, or move it away")
         found[name] = _Recording(path, alignments[path.with_suffix("")], name, speaker)
-    return list(found.values())
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    account = Account("recordings", len(found))
+    account.leave("no regular files; move them away", [path.relative_to(source) for path in below.odd])
+    taken = {*sounds, *alignments.values()}
+    for ending, left in by_ending([path for path in below.files if path not in taken]).items():
+        account.leave(f"no sounds or alignments ({ending or 'no ending'})", [path.relative_to(source) for path in left])
+    joined = parts_joined(paths, of)
+    notes = [*([describe(of, how)] if any(of) else []), str(account), *([joined] if joined else [])]
+    return list(found.values()), notes

@@ -4,13 +4,16 @@ import difflib
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from datamodules.errors import DataError
+from datamodules.files.reading import read_text
 from datamodules.speech.audio import HOP, RATE
 
 PhoneSet = Literal[39, 48, 61]
@@ -31,7 +34,12 @@ FOLDED: dict[PhoneSet, dict[str, str]] = {size: {row[0]: row[n] for row in _ROWS
 
 SILENCE = "h#"
 SILENT = {"", "sil", "sp", "silence", "<sil>", "_"}  # what aligners call it
-TIERS = ("phones", "phone", "phonemes")
+# what they call sounds that are no phone, each frame of which must be something, and words they do not know
+OTHER = {
+    *("spn", "nsn", "unk", "noise", "laughter", "laugh", "breath", "br", "ns", "lg", "ls", "cg", "sn", "eps", "ssil"),
+    *("vocnoise", "iver", "unknown", "music", "cough", "click", "inhale", "exhale", "gbg", "oov", "xxx", "?"),
+}
+TIERS = ("phones", "phone", "phonemes", "phoneme", "phn", "segments")
 ENDINGS = (".phn", ".textgrid")
 FRAME = HOP / RATE  # seconds
 
@@ -49,26 +57,60 @@ def classes(size: PhoneSet) -> list[str]:
     return list(dict.fromkeys(FOLDED[size].values()))
 
 
-def read_segments(path: Path, rate: int, duration: float) -> list[Segment]:
-    """Segments of a .phn or TextGrid file in order.
+class Labels(NamedTuple):
+    """How labels of alignments are read.
 
-    Args:
-        path: The file.
-        rate: Samples per second of the recording as it lies on disk, in which a .phn file counts.
-        duration: Of the recording in seconds.
+    tier: Name of the TextGrids' tier with the phones; None: found by its name or its labels.
+    table: The phone, one of the 61, that other labels stand for, by the label in small letters.
+    """
+
+    tier: str | None = None
+    table: Mapping[str, str] = {}
+
+
+NO_LABELS = Labels()
+
+
+def read_table(path: Path) -> dict[str, str]:
+    """A table of labels for `Labels`: a line `label phone` each, the phone one of TIMIT's 61, or sil.
 
     Raises:
         DataError: names file and line.
         OSError: the file cannot be read.
     """
-    rows = _phn(path, rate) if path.suffix.lower() == ".phn" else _textgrid(path)
+    table: dict[str, str] = {}
+    for line, text in enumerate(read_text(path).splitlines(), 1):
+        if not (fields := text.split()):
+            continue
+        if len(fields) != 2:
+            raise DataError(f"{path}, line {line}: {text.strip()!r}; expected `label phone`")
+        table[fields[0].lower()] = _known(fields[1], f"{path}, line {line}", NO_LABELS, Counter())
+    return table
+
+
+def read_segments(
+    path: Path, rate: int, duration: float, labels: Labels = NO_LABELS
+) -> tuple[list[Segment], Counter[str]]:
+    """Segments of a .phn or TextGrid file in order, and how often labels stood for a phone of another name.
+
+    Args:
+        path: The file.
+        rate: Samples per second of the recording as it lies on disk, in which a .phn file counts.
+        duration: Of the recording in seconds.
+        labels: How its labels are read.
+
+    Raises:
+        DataError: names file, line and tier.
+        OSError: the file cannot be read.
+    """
+    rows = _phn(path, rate) if path.suffix.lower() == ".phn" else _textgrid(path, labels)
     found: list[Segment] = []
-    for line, start, end, name in rows:
-        place = f"{path}, line {line}"
+    mapped: Counter[str] = Counter()
+    for place, start, end, name in rows:
         before = found[-1].end if found else 0.0
         if not 0 <= start < end < math.inf:
             raise DataError(
-                f"{place}: {name!r} from {start:g} s to {end:g} s, expected 0 <= start < end; mend the times"
+                f"{place}: {name!r} from {start:g} s to {end:g} s, expected 0 <= start < end; correct the times"
             )
         if start < before - 1e-6:  # as far as TextGrids are rounded
             raise DataError(
@@ -80,75 +122,129 @@ def read_segments(path: Path, rate: int, duration: float) -> list[Segment]:
                 f"{place}: {name!r} ends at {end:g} s, but the recording is {duration:g} s long; expected times of "
                 "this recording"
             )
-        found.append(Segment(start, end, _known(name, place)))
+        found.append(Segment(start, end, _known(name, place, labels, mapped)))
     if not found:
         raise DataError(f"{path}: no phone in it; align the recording, or move both away")
-    return found
+    return found, mapped
 
 
-def _known(name: str, place: str) -> str:
-    """One of the 61 phones: case and stress (AH0) do not count."""
-    phone = name.strip().lower()
+def _known(name: str, place: str, labels: Labels, mapped: Counter[str]) -> str:
+    """One of the 61 phones: case, stress (AH0) and Kaldi's place in the word (AH0_B) do not count."""
+    label = name.strip().lower()
+    if label in labels.table:
+        mapped[label] += 1
+        return labels.table[label]
+    phone = re.sub(r"(?<=[a-z0-9])_[bies]$", "", label)
     if phone in SILENT:
         return SILENCE
     if phone not in FOLDED[61]:
         phone = re.sub(r"(?<=[a-z])[012]$", "", phone)
-    if phone not in FOLDED[61]:
-        near = difflib.get_close_matches(phone, FOLDED[61], 1, 0.5)
-        hint = f", such as {near[0]!r}" if near else ""
-        raise DataError(f"{place}: unknown phone {name!r}; expected one of TIMIT's 61{hint}, or 'sil'")
-    return phone
+    if phone in FOLDED[61]:
+        return phone
+    if phone in OTHER or re.fullmatch(r"[\[<{(].*[\]>})]", phone):  # [noise], <unk>, {NS}
+        mapped[label] += 1
+        return SILENCE
+    near = difflib.get_close_matches(phone, FOLDED[61], 1, 0.5)
+    hint = f", such as {near[0]!r}" if near else ""
+    raise DataError(
+        f"{place}: unknown phone {name!r}; expected one of TIMIT's 61{hint}, or 'sil', or a line `{label or name} "
+        "phone` in --phone_table FILE"
+    )
 
 
-def _text(path: Path) -> str:
-    data = path.read_bytes()
+def _is_phone(name: str, labels: Labels) -> bool:
     try:
-        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: neither UTF-8 nor UTF-16 text; save it as one of these") from None
+        _known(name, "", labels, Counter())
+    except DataError:
+        return False
+    return True
 
 
-Rows = Iterator[tuple[int, float, float, str]]
+Row = tuple[str, float, float, str]  # where it stands, start, end, label
 
 
-def _phn(path: Path, rate: int) -> Rows:
-    """(line, start, end, name) of lines `start end phone`, times in samples."""
-    for line, text in enumerate(_text(path).splitlines(), 1):
+def _phn(path: Path, rate: int) -> list[Row]:
+    """Rows of lines `start end phone`, times in samples."""
+    rows = []
+    for line, text in enumerate(read_text(path).splitlines(), 1):
         if not (fields := text.split()):
             continue
+        place = f"{path}, line {line}"
         try:
             start, end, name = fields
-            row = line, int(start) / rate, int(end) / rate, name
+            rows.append((place, int(start) / rate, int(end) / rate, name))
         except ValueError:
-            raise DataError(f"{path}, line {line}: {text.strip()!r}; expected `start end phone`, in samples") from None
-        yield row
+            raise DataError(f"{place}: {text.strip()!r}; expected `start end phone`, in samples") from None
+    return rows
 
 
-def _textgrid(path: Path) -> Rows:
-    """(line, start, end, name) of the intervals of the tier of phones, in Praat's long or short text format.
+def _textgrid(path: Path, labels: Labels) -> list[Row]:
+    """Rows of the phones of a TextGrid, in Praat's long or short text format; of all speakers where several speak."""
+    tiers = _tiers(path)
+    names = ", ".join(repr(name) for name, _ in tiers)
+    if labels.tier is not None:
+        chosen = [tier for tier in tiers if tier[0].strip().lower() == labels.tier.strip().lower()]
+        if not chosen:
+            raise DataError(f"{path}: no tier {labels.tier!r} (--tier); there are {names}")
+    else:
+        chosen = [tier for tier in tiers if tier[0].strip().lower() in TIERS]
+        # a tier a speaker, such as "anna - phones" of the Montreal Forced Aligner
+        chosen = chosen or [tier for tier in tiers if re.search(r"(?i)\b(phone(me)?s?|phn)\b", tier[0])]
+        # else by what is in it
+        spoken = [tier for tier in tiers if any(row[3].strip() for row in tier[1])]
+        chosen = chosen or [tier for tier in spoken if all(_is_phone(row[3], labels) for row in tier[1])]
+        if not chosen and len(spoken) == 1:
+            chosen = spoken  # whose first label that is no phone is named
+    if not chosen:
+        raise DataError(f"{path}: no tier holds phones alone; there are {names}; name the right one with --tier")
+    if len({tuple(row[1:] for row in rows) for _, rows in chosen}) == 1:
+        return chosen[0][1]
+    return _of_all_speakers(path, chosen, labels)
 
-    Both are one list of strings in quotes, free-standing numbers and flags; whatever else stands there is a comment
-    (Praat's manual, "TextGrid file formats").
+
+def _of_all_speakers(path: Path, tiers: Sequence[tuple[str, list[Row]]], labels: Labels) -> list[Row]:
+    """Rows of several tiers in order of time, without silence; no two speak at a time.
+
+    Raises:
+        DataError: two do, and names both.
     """
-    text = _text(path)
+    spoken = [
+        (name, row) for name, rows in tiers for row in rows if row[3].strip().lower() not in SILENT and row[1] < row[2]
+    ]
+    spoken.sort(key=lambda pair: pair[1][1])
+    for (first, above), (second, below) in pairwise(spoken):
+        if first != second and below[1] < above[2] - 1e-6:
+            raise DataError(
+                f"{below[0]}: {below[3]!r} at {below[1]:g} s, while tier {first!r} has {above[3]!r} to {above[2]:g} s; "
+                "expected one tier of phones, or speakers one after the other; name the right tier with --tier"
+            )
+    return [row for _, row in spoken] or list(tiers[0][1])
+
+
+def _tiers(path: Path) -> list[tuple[str, list[Row]]]:
+    """Name and rows of all interval tiers.
+
+    A TextGrid is one list of strings in quotes, free-standing numbers and flags; whatever else stands there is a
+    comment (Praat's manual, "TextGrid file formats").
+    """
+    text = read_text(path)
     pattern = r'"(?P<text>(?:[^"]|"")*)"|(?<!\S)(?P<number>[-+]?[\d.]+(?:[eE][-+]?\d+)?)(?!\S)|!.*'
     tokens = (token for token in re.finditer(pattern, text) if token.lastgroup)
     lines = [match.start() for match in re.finditer("\n", text)]
     position = 0
+    tier = ""
 
-    def line() -> int:
-        return bisect_left(lines, position) + 1
+    def place() -> str:
+        return f"{path}, line {bisect_left(lines, position) + 1}{tier}"
 
     def take(group: str) -> str:
         nonlocal position
         token = next(tokens, None)
         position = len(text.rstrip()) if token is None else token.start()
         if token is None or token.lastgroup != group:
-            found = "the end" if token is None else token[0]
+            found = "the end" if token is None else token[0][:40]
             wanted = "a text in quotes" if group == "text" else "a number"
-            raise DataError(
-                f"{path}, line {line()}: {found} instead of {wanted}; save it anew, as a text file of Praat"
-            )
+            raise DataError(f"{place()}: {found} instead of {wanted}; save it anew, as a text file of Praat")
         return token[group].replace('""', '"')
 
     def number() -> float:
@@ -156,29 +252,37 @@ def _textgrid(path: Path) -> Rows:
         try:
             return float(digits)
         except ValueError:
-            raise DataError(f"{path}, line {line()}: {digits} is no number; mend the line") from None
+            raise DataError(f"{place()}: {digits} is no number; correct the line") from None
 
-    def interval() -> tuple[int, float, float, str]:
+    def count() -> int:
+        found = number()
+        if not 0 <= found <= len(text):
+            raise DataError(f"{place()}: {found:g} intervals or tiers; save it anew, as a text file of Praat")
+        return int(found)
+
+    def interval() -> Row:
         start = number()
-        return line(), start, number(), take("text")
+        where = place()
+        return where, start, number(), take("text")
 
     if [take("text"), take("text")] != ["ooTextFile", "TextGrid"]:
         raise DataError(f"{path}: no TextGrid; expected what Praat or an aligner saves as TextGrid, as text")
     number(), number()
-    tiers: list[tuple[str, list[tuple[int, float, float, str]]]] = []
-    for _ in range(int(number())):
+    tiers: list[tuple[str, list[Row]]] = []
+    for _ in range(count()):
+        tier = ""
         kind, name = take("text"), take("text")
+        tier = f", tier {name!r}"
         number(), number()
-        count = int(number())
+        size = count()
         if kind == "IntervalTier":
-            tiers.append((name, [interval() for _ in range(count)]))
+            tiers.append((name, [interval() for _ in range(size)]))
         else:
-            for _ in range(count):
+            for _ in range(size):
                 number(), take("text")
     if not tiers:
         raise DataError(f"{path}: no interval tier; expected one named phones")
-    named = [rows for name, rows in tiers if name.strip().lower() in TIERS]
-    return iter((named or [rows for _, rows in tiers])[-1])
+    return tiers
 
 
 def frame_labels(segments: Sequence[Segment], centres: np.ndarray) -> list[str]:

@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from datamodules.errors import DataError, and_more
+from datamodules.files.reading import read_text
 from datamodules.speech import audio
 from datamodules.speech.tensor_file import read_tensor
 
@@ -47,7 +48,8 @@ class Speakers(NamedTuple):
 
 
 class Unseen(NamedTuple):
-    """Utterances of testdata.json in its order; names: their feature_path, the submission's Id; lengths: (N,) int64.
+    """Utterances of testdata.json in its order; names: the submission's Id, their feature_path or the
+    recording they were made of; lengths: (N,) int64.
 
     speakers: ids, where we wrote them.
     """
@@ -116,7 +118,9 @@ def read_test(folder: Path) -> Unseen:
     path = folder / "testdata.json"
     found, listed = read_list(path, "utterances")
     files, lengths = _features_there(folder, path, found, listed)
-    return Unseen([entry.name for entry in listed], files, lengths, speakers_of(path, listed))
+    # recordings of one's own go by their own names, the course's by their files'
+    names = [source if isinstance(source := entry.fields.get("source"), str) else entry.name for entry in listed]
+    return Unseen(names, files, lengths, speakers_of(path, listed))
 
 
 def read_mel(path: Path) -> np.ndarray:
@@ -165,12 +169,14 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: it is missing, or holds something else.
     """
     try:
-        found = json.loads(path.read_text("utf-8-sig"))
+        text = read_text(path)
     except FileNotFoundError:
         raise DataError(f"{path}: missing; copy or unpack the data again") from None
+    try:
+        found = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: no JSON ({error.msg}); copy or unpack it again") from None
-    except (ValueError, RecursionError):  # no UTF-8, a number of 5,000 digits
+    except (ValueError, RecursionError):  # such as a number of 5,000 digits
         raise DataError(f"{path}: no JSON; copy or unpack it again") from None
     if not isinstance(found, dict):
         raise DataError(f"{path}: holds a {type(found).__name__}; expected an object such as the course's {path.name}")
@@ -288,6 +294,11 @@ def read_mapping(path: Path, speakers: Sequence[str], lister: str) -> list[str]:
             f"{path}: speaker {extra[0]}{and_more(extra)} has no utterances in {lister}; take the mapping that belongs "
             "to it"
         )
+    if odd := [speaker for speaker, number in ids.items() if type(number) is not int]:
+        raise DataError(
+            f"{path}: speaker2id has {json.dumps(ids[odd[0]])[:40]} for speaker {odd[0]}{and_more(odd)}; expected a "
+            f"whole number without quotes, 0 to {len(ids) - 1}"
+        )
     by_number = {number: speaker for speaker, number in ids.items() if type(number) is int}
     if by_number.keys() != set(range(len(ids))):
         number = min(set(range(len(ids))) - by_number.keys())
@@ -310,7 +321,11 @@ def read_mapping(path: Path, speakers: Sequence[str], lister: str) -> list[str]:
 
 
 def write_dataset(
-    folder: Path, part: Part, utterances: Iterable[Utterance], speakers: Sequence[str] | None = None
+    folder: Path,
+    part: Part,
+    utterances: Iterable[Utterance],
+    speakers: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
 ) -> list[Path]:
     """Write one part, beside the other one if that is there; its list appears when all its features have.
 
@@ -319,6 +334,7 @@ def write_dataset(
         part: train (metadata.json and mapping.json) or test (testdata.json).
         utterances: At least one; those of train with their speakers.
         speakers: Those of train in the order of their numbers; default: sorted.
+        notes: Lines for <part>_notes.txt, what was taken and what left out; see `read_notes`.
 
     Returns:
         The lists; the features lie beside them, named by part, speaker and name of the utterance.
@@ -337,6 +353,10 @@ def write_dataset(
         for name, content in lists.items():
             text = json.dumps(content, indent=2, ensure_ascii=False)
             (staging / name).write_text(f"{text}\n", "utf-8", newline="\n")
+        if notes:
+            (staging / "notes.txt").write_text("".join(f"{line}\n" for line in notes), "utf-8", newline="\n")
+            os.replace(staging / "notes.txt", folder / f"{part}_notes.txt")
+            moved.append(folder / f"{part}_notes.txt")
         staged = sorted((staging / "features").iterdir())
         there = {entry.name for entry in os.scandir(folder)}
         for path in staged:  # the same bytes are what a killed run had moved: they are replaced by themselves
@@ -354,6 +374,12 @@ def write_dataset(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return [folder / name for name in reversed(lists)]
+
+
+def read_notes(folder: Path, part: Part) -> list[str]:
+    """What `write_dataset` was told of how the part was made; empty for the course's own files."""
+    path = folder / f"{part}_notes.txt"
+    return read_text(path).splitlines() if path.is_file() else []
 
 
 def refuse_existing(folder: Path, part: Part) -> None:

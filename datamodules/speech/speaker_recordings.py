@@ -3,15 +3,13 @@
 As speaker_folder, it imports neither torch nor Lightning at its head.
 """
 
-import lzma
 import math
 import os
 import shutil
-import tarfile
+import sys
 import warnings
-import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +17,9 @@ from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 from datamodules.errors import DataError, and_more
-from datamodules.files.download import unpack
-from datamodules.speech import audio
+from datamodules.files import archives as packed
+from datamodules.files.walk import Account, by_ending, files_below, is_hidden
+from datamodules.speech import audio, speakers
 from datamodules.speech.speaker_folder import (
     LISTS,
     Entry,
@@ -34,8 +33,6 @@ from datamodules.speech.speaker_folder import (
     write_dataset,
 )
 
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
-BROKEN_TAR = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError)
 SHARE = 1000  # recordings that must be there for each worker: it loads torch in the time that one makes as many
 SILENCE = math.log(audio.FLOOR) + 1e-3  # no more in any band of any frame
 
@@ -46,17 +43,19 @@ class _Recording(NamedTuple):
     speaker: str | None
 
 
-def prepare_recordings(source: Path, folder: Path, part: Part) -> list[Path]:
-    """Turn recordings (wav or flac) into the layout, with the speakers also of a test part where they are known.
+def prepare_recordings(source: Path, folder: Path, part: Part, level: int | None = None) -> list[Path]:
+    """Turn recordings into the layout, with the speakers also of a test part where they are known.
 
-    A folder right above files is their speaker, at any depth; a test part may lie in one folder, and then has none.
-    Where metadata.json or testdata.json lists the recordings, that list decides what is taken, and of whom; where
-    mapping.json lies there, it decides the order of the speakers, else they are sorted, or as in metadata.json.
+    Who speaks is found in the folders (datamodules/speech/speakers.py) and printed, as is what was left out; a test
+    part may lie in one folder, and then has no speakers. Where metadata.json or testdata.json lists the recordings,
+    that list decides what is taken, and of whom; where mapping.json lies there, it decides the order of the speakers,
+    else they are sorted, or as in metadata.json.
 
     Args:
         source: A folder, one with archives in it, an archive (tar or zip), or a testdata.json that lists recordings.
         folder: Where the layout is written, beside what is there of the other part.
         part: train or test.
+        level: Which folder names the speaker: 1 the first below the source, -1 the one right above a recording.
 
     Returns:
         The lists, as `write_dataset`.
@@ -66,7 +65,7 @@ def prepare_recordings(source: Path, folder: Path, part: Part) -> list[Path]:
     """
     refuse_existing(folder, part)
     if not source.exists():
-        raise DataError(f"{source}: no such folder, archive ({', '.join(ARCHIVES)}) or testdata.json")
+        raise DataError(f"{source}: no such folder, archive ({', '.join(packed.ENDINGS)}) or testdata.json")
     archives = _archives(source)
     lister = None if archives == [source] else _lister(source, part)
     if lister and all(lister.parent.joinpath(*entry.parts).is_file() for entry in _read_sounds(lister)):
@@ -76,13 +75,15 @@ def prepare_recordings(source: Path, folder: Path, part: Part) -> list[Path]:
     shutil.rmtree(unpacked, ignore_errors=True)
     try:
         for place, archive in origins.items():
-            _unpack(archive, place)
+            place.mkdir(parents=True)
+            packed.unpack(archive, place)
         homes = [*([] if archives == [source] else [source if source.is_dir() else source.parent]), *origins]
         if archives == [source]:
             homes = [_home(homes[0], part)]
             lister = _lister(homes[0], part)
-        recordings = _listed(lister, homes) if lister else _walked(homes)
-        return _prepare(recordings, homes[0], lister, folder, part, origins)
+        recordings, notes = _listed(lister, homes) if lister else _walked(homes, part, level)
+        notes = [_as_packed(note, origins) for note in notes]
+        return _prepare(recordings, homes[0], lister, folder, part, origins, notes)
     except DataError as error:  # the files it names are gone when the user reads it
         raise DataError(_as_packed(str(error), origins)) from None
     finally:
@@ -96,6 +97,7 @@ def _prepare(
     folder: Path,
     part: Part,
     origins: Mapping[Path, Path],
+    notes: Sequence[str],
 ) -> list[Path]:
     for sound, name, speaker in recordings:
         try:
@@ -111,6 +113,7 @@ def _prepare(
         raise DataError(
             f"{lone[0].sound}: no speaker's folder above it{and_more(lone)}, as others have; move it into one"
         )
+    print(*notes, sep="\n", file=sys.stderr)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         audio.warn_of_rates(recording.sound for recording in recordings)
@@ -121,7 +124,7 @@ def _prepare(
     made = workers(delayed(_features)(recording.sound) for recording in recordings)
     with tqdm(made, total=len(recordings), desc="making features", leave=False) as bar:
         utterances = (Utterance(r.name, x, r.speaker) for r, x in zip(recordings, bar, strict=True))
-        return write_dataset(folder, part, utterances, order)
+        return write_dataset(folder, part, utterances, order, notes)
 
 
 def _features(sound: Path) -> np.ndarray:
@@ -136,17 +139,24 @@ def _order(recordings: list[_Recording], home: Path, lister: Path | None) -> lis
     """Speakers of a training part in the order of their numbers."""
     if lone := _lone(recordings):
         if lister:
-            raise DataError(f'{lister}: {lone[0].name}{and_more(lone)} has no "speaker"; name those of all utterances')
-        raise DataError(f"{lone[0].sound}: no speaker's folder above it{and_more(lone)}; move it into one")
-    speakers = list(dict.fromkeys(recording.speaker for recording in recordings if recording.speaker is not None))
-    if len(speakers) == 1:
+            raise DataError(
+                f'{lister}: {lone[0].name}{and_more(lone)} has no "speaker"; name those of all utterances, or make a '
+                "test part of them, which needs no speakers (--split test)"
+            )
+        says = f", for which {LISTS['test']} is there" if (home / LISTS["test"]).is_file() else ""
         raise DataError(
-            f"{recordings[0].sound.parent}: all {len(recordings)} recordings are of one speaker, {speakers[0]}; "
-            "expected two or more, each in a folder of its own"
+            f"{lone[0].sound}: no speaker's folder above it{and_more(lone)}; move it into one, or make a test part, "
+            f"which needs no speakers: --split test{says}"
+        )
+    order = list(dict.fromkeys(recording.speaker for recording in recordings if recording.speaker is not None))
+    if len(order) == 1:
+        raise DataError(
+            f"{recordings[0].sound.parent}: all {len(recordings)} recordings are of one speaker, {order[0]}; "
+            "expected two or more, each in a folder of its own (--speaker_level N says which folders)"
         )
     if (mapping := home / "mapping.json").is_file():
-        return read_mapping(mapping, speakers, lister.name if lister else "the folders beside it")
-    return speakers if lister else sorted(speakers)
+        return read_mapping(mapping, order, lister.name if lister else "the folders beside it")
+    return order if lister else sorted(order)
 
 
 def _lone(recordings: list[_Recording]) -> list[_Recording]:
@@ -163,7 +173,7 @@ def _lister(source: Path, part: Part) -> Path | None:
 
 def _home(unpacked: Path, part: Part) -> Path:
     """The folder of an unpacked archive, or the one it is wrapped in where a list lies there."""
-    inside = [path for path in unpacked.iterdir() if not _hidden(path.relative_to(unpacked))]
+    inside = [path for path in unpacked.iterdir() if not is_hidden(path.name)]
     return inside[0] if len(inside) == 1 and inside[0].is_dir() and _lister(inside[0], part) else unpacked
 
 
@@ -181,19 +191,22 @@ def _read_sounds(lister: Path) -> list[Entry]:
     found, listed = read_list(lister, keys[0])
     if other := [entry for entry in listed if not entry.name.lower().endswith(tuple(audio.ENDINGS))]:
         hint = "its features are made already: use its folder as it is" if "n_mels" in found else "list recordings"
-        raise DataError(f"{lister}: {other[0].name} ({other[0].place}){and_more(other)} is no wav or flac; {hint}")
+        raise DataError(
+            f"{lister}: {other[0].name} ({other[0].place}){and_more(other)} is no wav, flac or other sound that is "
+            f"read; {hint}"
+        )
     return listed
 
 
-def _listed(lister: Path, homes: Sequence[Path]) -> list[_Recording]:
-    """Recordings of a list, beside it or in one of the unpacked archives."""
+def _listed(lister: Path, homes: Sequence[Path]) -> tuple[list[_Recording], list[str]]:
+    """Recordings of a list, beside it or in one of the unpacked archives, and what to say of them."""
     listed = _read_sounds(lister)
     if isinstance(groups := read_json(lister).get("speakers"), dict):
-        speakers: Sequence[str | None] = [speaker for speaker, entries in groups.items() for _ in entries]
+        said: Sequence[str | None] = [speaker for speaker, entries in groups.items() for _ in entries]
     else:
-        speakers = speakers_of(lister, listed) or [None] * len(listed)
+        said = speakers_of(lister, listed) or [None] * len(listed)
     found, missing = [], []
-    for entry, speaker in zip(listed, speakers, strict=True):
+    for entry, speaker in zip(listed, said, strict=True):
         there = [path for home in homes if (path := home.joinpath(*entry.parts)).is_file()]
         if not there:
             missing.append(entry)
@@ -206,34 +219,88 @@ def _listed(lister: Path, homes: Sequence[Path]) -> list[_Recording]:
             f"{lister.parent.joinpath(*missing[0].parts)}: missing{and_more(missing)}, but {lister.name} names it "
             f"({missing[0].place}); put it or the archive with it there, or take the utterance out of the list"
         )
-    return found
+    account = Account("recordings", len(found))
+    taken = {recording.sound for recording in found}
+    sounds = [path for home in homes for path in files_below(home).files if path.suffix.lower() in audio.ENDINGS]
+    others = _within([path for path in sounds if path not in taken], homes)
+    account.leave(f"not in {lister.name}; add them there", others)
+    return found, _notes(account, found, lister.name)
 
 
-def _walked(homes: Sequence[Path]) -> list[_Recording]:
-    """All recordings below the folders by path, their speakers by the folder above; one path lies in one archive."""
-    found: dict[str, _Recording] = {}
+def _walked(homes: Sequence[Path], part: Part, level: int | None) -> tuple[list[_Recording], list[str]]:
+    """All recordings below the folders by path with their speakers, and what to say; one path lies in one archive."""
+    account = Account("recordings")
+    found: dict[str, Path] = {}
+    others: list[Path] = []
+    twins: list[Path] = []
+    every: list[Path] = []
     for home in homes:
-        files = {path for path in home.rglob("*") if not _hidden(path.relative_to(home)) and path.is_file()}
+        # archives that lie in the source were unpacked, lists were looked at
+        below = files_below(home)
+        files = [path for path in below.files if path.parent != home or not _is_known(path)]
+        account.leave("no regular files; move them away", _within(below.odd, homes))
+        audio.refuse_foreign(files)
+        every += files
         stems: dict[Path, Path] = {}
-        for path in sorted(files):
-            # one copy of TIMIT has SA1.WAV.wav beside SA1.WAV
-            if path.suffix.lower() not in audio.ENDINGS or path.with_suffix("") in files:
+        there = set(files)
+        for path in files:
+            if path.suffix.lower() not in audio.ENDINGS:
+                others.append(path)
+                continue
+            if path.with_suffix("") in there:  # one copy of TIMIT has SA1.WAV.wav beside SA1.WAV
+                twins.append(path)
                 continue
             if other := stems.get(path.with_suffix("")):
                 raise DataError(f"{path}: {other.name} lies beside it; move one of the two away")
             stems[path.with_suffix("")] = path
             name = path.relative_to(home).as_posix()
             if name not in found:
-                found[name] = _Recording(path, name, path.parent.name if path.parent != home else None)
-            elif found[name].sound != homes[0] / name:
-                raise DataError(f"{path}: {found[name].sound} is there too; move one of the two archives away")
+                found[name] = path
+            elif found[name] != homes[0] / name:
+                raise DataError(f"{path}: {found[name]} is there too; move one of the two archives away")
     if not found:
-        raise DataError(f"{homes[0]}: no sound file (wav or flac) in it; expected recordings, a folder a speaker")
-    return [found[name] for name in sorted(found)]
+        there_is = f" (here: {', '.join(e or 'no ending' for e in by_ending(others))})" if others else ""
+        raise DataError(
+            f"{homes[0]}: no sound file (wav, flac, mp3, ogg, ...) in it{there_is}; expected recordings, a folder a "
+            "speaker"
+        )
+    names = sorted(found)
+    if table := speakers.read_tables(every):
+        others = [path for path in others if path.suffix.lower() != ".tsv"]
+        unknown = [name for name in names if Path(name).name not in table.speaker]
+        account.leave(f"not in {', '.join(table.tables)}; add them there", unknown)
+        names = [name for name in names if Path(name).name in table.speaker]
+        of: list[str | None] = [table.speaker[Path(name).name] for name in names]
+        how = f"client_id of {', '.join(table.tables)}"
+        if not names:
+            raise DataError(f"{table.folder}: {', '.join(table.tables)} name none of the {len(unknown)} recordings")
+    else:
+        of, how = speakers.speakers_of(names, level, str(homes[0]))
+    account.read = len(names)
+    account.leave("copies of a recording beside them", _within(twins, homes))
+    for ending, paths in by_ending(others).items():
+        account.leave(f"no sounds ({ending or 'no ending'})", _within(paths, homes))
+    recordings = [_Recording(found[name], name, speaker) for name, speaker in zip(names, of, strict=True)]
+    joined = None if table else speakers.parts_joined(names, of)
+    return recordings, [*_notes(account, recordings, how), *([joined] if joined else [])]
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+def _notes(account: Account, recordings: Sequence[_Recording], how: str) -> list[str]:
+    """What was understood, line by line."""
+    of = [recording.speaker for recording in recordings]
+    return [*([speakers.describe(of, how)] if any(of) else []), str(account)]
+
+
+def _within(paths: Sequence[Path], homes: Sequence[Path]) -> list[str]:
+    """Paths below one of the folders, from there on; what lies in several archives counts once."""
+    inside = (next(path.relative_to(home) for home in homes if path.is_relative_to(home)) for path in paths)
+    return list(dict.fromkeys(path.as_posix() for path in inside))
+
+
+def _is_known(path: Path) -> bool:
+    """Whether a file beside the recordings is an archive or a list, which were looked at before."""
+    lists = {*LISTS.values(), "mapping.json"}
+    return path.name in lists or path.name.lower().endswith(packed.ENDINGS)
 
 
 # archives
@@ -242,51 +309,17 @@ def _hidden(path: Path) -> bool:
 def _archives(source: Path) -> list[Path]:
     """Archives to open: the source itself, or those that lie in it."""
     if source.is_file():
-        if source.name.lower().endswith(ARCHIVES):
+        if source.name.lower().endswith(packed.ENDINGS):
             return [source]
         if source.suffix.lower() == ".json":
             return []
-        raise DataError(f"{source}: expected a folder, an archive ({', '.join(ARCHIVES)}) or a testdata.json")
-    inside = (path for path in sorted(source.iterdir()) if not path.name.startswith("."))
-    return [path for path in inside if path.name.lower().endswith(ARCHIVES) and path.is_file()]
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    """Recordings and lists of an archive into `folder`.
-
-    Raises:
-        DataError: it is broken or cut, or a member is a link or would land outside the folder.
-    """
-    folder.mkdir(parents=True)
-    if archive.suffix.lower() == ".zip":
-        unpack(archive, folder)
-        return
-    wanted = (*audio.ENDINGS, ".json")
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                name = PureWindowsPath(member.name)
-                if name.anchor or ".." in name.parts or not (member.isfile() or member.isdir()):
-                    raise DataError(
-                        f"{archive}: its member {member.name!r} is a link or leads outside the folder; nothing was "
-                        "unpacked"
-                    )
-                if member.isfile() and member.name.lower().endswith(wanted):
-                    tar.extract(member, folder, filter="data")
-            if tar.fileobj:  # tarfile takes the end of the file for that of the archive, which is a block of zeros
-                tar.fileobj.seek(tar.offset)
-                if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                    raise EOFError("it ends too early")
-    except BROKEN_TAR as error:
-        if isinstance(error, OSError) and error.errno is not None:  # such as a full disk; bz2 and gzip have no number
-            where = folder.parent.parent
-            raise DataError(f"{archive}: cannot be unpacked into {where}: {error.strerror or error}") from error
-        reason = str(error).partition("\n")[0].rstrip(":")
-        raise DataError(f"{archive}: cannot be unpacked ({reason}); delete it and fetch it again") from error
+        raise DataError(f"{source}: expected a folder, an archive ({', '.join(packed.ENDINGS)}) or a testdata.json")
+    return packed.archives_in(source)
 
 
 def _as_packed(text: str, origins: Mapping[Path, Path]) -> str:
     """A message with the archives in the place of the folders they were unpacked to."""
     for place, archive in origins.items():
+        text = text.replace(f"into {place}", f"into {place.parent.parent}")
         text = text.replace(f"{place}{os.sep}", f"{archive}: ").replace(str(place), str(archive))
     return text

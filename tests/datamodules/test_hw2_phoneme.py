@@ -492,7 +492,7 @@ def test_zips_of_course_files_are_unpacked(tmp_path, eleven):
 
 def test_prepare_wants_one_source(tmp_path):
     for count in (0, 2):
-        with pytest.raises(DataError, match=f"{count} zip files here; name a zip or a folder of recordings with --so"):
+        with pytest.raises(DataError, match=f"{count} archives here; name one, or a folder of recordings, with --so"):
             PhonemeData.prepare(tmp_path)
         for name in "ab":
             (tmp_path / f"{name}.zip").write_bytes(b"no zip")

@@ -399,7 +399,7 @@ def test_a_zip_is_found_and_unpacked(folder, tmp_path):
         FoodData(root=str(tmp_path / "root")).setup("fit")
     assert FoodData.prepare(there) == [there / "pictures"]
     FoodData(root=str(tmp_path / "root"), image_size=SIZE).setup("fit")
-    with pytest.raises(DataError, match="no zip file"):
+    with pytest.raises(DataError, match="no zip or tar"):
         FoodData.prepare(tmp_path)
 
 

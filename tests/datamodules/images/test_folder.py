@@ -13,7 +13,7 @@ from torch import nn
 
 from datamodules import generated as sample
 from datamodules.errors import DataError
-from datamodules.files.download import unpack
+from datamodules.files.archives import unpack
 from datamodules.generated import write_food
 from datamodules.images.decoded import decode
 from datamodules.images.folder import ImageFolder, Images, has_images, read_folder

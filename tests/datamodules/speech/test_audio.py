@@ -78,7 +78,7 @@ class TestRead:
         whole = written(tmp_path / "whole.flac", sound()).read_bytes()
         cases = {
             "empty.wav": (b"", "empty; copy"),
-            "page.wav": (b"<html>" * 100, "cannot be read as wav or flac .*; copy or unzip it again, or move it away"),
+            "page.wav": (b"<html>" * 100, "cannot be read as wav .*; copy or unzip it again, or move it away"),
             "head.flac": (whole[:20], "cannot be read"),
             "cut.flac": (whole[: len(whole) // 2], "cannot be read"),
         }

@@ -333,11 +333,11 @@ class TestPrepare:
         refused("lies beside it; move one of the two alignments away")
         (recordings / "s1" / "x.TextGrid").unlink()
         noise(recordings / "s1" / "x.flac")
-        refused(r"x\.wav: would be called s1_x as .*x\.flac is")
+        refused(r"x\.wav: x\.flac lies beside it")
         (recordings / "s1" / "x.flac").unlink()
         phn.write_text(PHN.replace("8000", "8200"))
         refused(r"x\.phn, line 4: 'tcl' ends at 0\.5125 s, but the recording is 0\.5 s long")
-        refused("no such folder or zip file", tmp_path / "none")
+        refused("no such folder, zip or tar", tmp_path / "none")
         (tmp_path / "empty").mkdir()
         refused("no sound file", tmp_path / "empty")
 

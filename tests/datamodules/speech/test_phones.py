@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from datamodules.errors import DataError
 from datamodules.speech.audio import frame_centres
-from datamodules.speech.phones import FOLDED, Segment, classes, frame_labels, read_segments
+from datamodules.speech.phones import FOLDED, Labels, Segment, classes, frame_labels, read_segments, read_table
 
 COURSE = "iy ih eh ae ah uw uh aa ey ay oy aw ow l r y w er m n ng ch jh dh b d dx g p t k z v f th s sh hh sil"
 
@@ -104,8 +104,8 @@ def phn(folder: Path, text: str) -> Path:
 class TestPhn:
     def test_times_are_samples(self, tmp_path: Path) -> None:
         path = phn(tmp_path, "0 1600 h#\n1600 3200 sh\n\n3200 4000 IY \n")
-        assert read_segments(path, 16000, 0.25) == [(0, 0.1, "h#"), (0.1, 0.2, "sh"), (0.2, 0.25, "iy")]
-        assert read_segments(path, 8000, 0.5)[1] == (0.2, 0.4, "sh")
+        assert read_segments(path, 16000, 0.25)[0] == [(0, 0.1, "h#"), (0.1, 0.2, "sh"), (0.2, 0.25, "iy")]
+        assert read_segments(path, 8000, 0.5)[0][1] == (0.2, 0.4, "sh")
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -136,7 +136,7 @@ class TestPhn:
 
     def test_no_text(self, tmp_path: Path) -> None:
         (tmp_path / "a.phn").write_bytes(b"\x80\x81")
-        with pytest.raises(DataError, match="neither UTF-8 nor UTF-16 text"):
+        with pytest.raises(DataError, match="byte 0x80 is no UTF-8; save the file as UTF-8"):
             read_segments(tmp_path / "a.phn", 16000, 1)
 
 
@@ -180,12 +180,12 @@ class TestTextGrid:
     def test_formats(self, tmp_path: Path, long: bool, encoding: str, name: str) -> None:
         path = tmp_path / "a.TextGrid"
         path.write_text(grid({name: PHONES, "wörds": WORDS}, long), encoding, newline="\r\n")
-        assert read_segments(path, 44100, 0.5) == SEGMENTS
+        assert read_segments(path, 44100, 0.5)[0] == SEGMENTS
 
     def test_without_a_name_the_last_tier_counts(self, tmp_path: Path) -> None:
         path = tmp_path / "a.TextGrid"
         path.write_text(grid({"words": WORDS, "MAU": PHONES}, True))
-        assert read_segments(path, 16000, 0.5) == SEGMENTS
+        assert read_segments(path, 16000, 0.5)[0] == SEGMENTS
 
     @pytest.mark.parametrize("long", [True, False])
     def test_errors_say_where(self, tmp_path: Path, long: bool) -> None:
@@ -202,8 +202,52 @@ class TestTextGrid:
             path.write_text(content)
             with pytest.raises(DataError, match=message) as caught:
                 read_segments(path, 16000, 0.5)
-            line = int(str(caught.value).removeprefix(f"{path}, line ").split(":")[0])
+            line = int(str(caught.value).removeprefix(f"{path}, line ").split(":")[0].split(",")[0])
+            assert "tier 'phones'" in str(caught.value)
             assert mark in content.splitlines()[line - 1], message
+
+    def write(self, folder: Path, tiers: dict[str, list[tuple[float, float, str]]]) -> Path:
+        path = folder / "a.TextGrid"
+        path.write_text(grid(tiers, True))
+        return path
+
+    @pytest.mark.parametrize("order", [("words", "x"), ("x", "words")])
+    def test_the_tier_of_phones_is_found_by_its_labels(self, tmp_path: Path, order: tuple[str, str]) -> None:
+        tiers = {"words": WORDS, "x": PHONES}
+        path = self.write(tmp_path, {name: tiers[name] for name in order})
+        assert read_segments(path, 16000, 0.5)[0] == SEGMENTS
+
+    def test_several_speakers(self, tmp_path: Path) -> None:
+        """A tier each, silent while another speaks; where two speak at a time, both tiers are named."""
+        anna, bob = [(0, 0.2, "sh"), (0.2, 0.5, "")], [(0, 0.3, "sil"), (0.3, 0.5, "IY")]
+        tiers = {"anna - words": WORDS, "anna - phones": anna, "bob - words": WORDS, "bob - phones": bob}
+        path = self.write(tmp_path, tiers)
+        assert read_segments(path, 16000, 0.5)[0] == [(0, 0.2, "sh"), (0.3, 0.5, "iy")]
+        assert read_segments(path, 16000, 0.5, Labels("Bob - phones"))[0] == [(0, 0.3, "h#"), (0.3, 0.5, "iy")]
+        self.write(tmp_path, tiers | {"bob - phones": [(0, 0.1, "sil"), (0.1, 0.5, "IY")]})
+        with pytest.raises(DataError, match=r"tier 'bob - phones': 'IY' at 0\.1 s, while tier 'anna - phones' has"):
+            read_segments(path, 16000, 0.5)
+
+    def test_no_tier_of_phones_alone(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, {"words": WORDS, "notes": [(0, 0.5, "bad")]})
+        with pytest.raises(DataError, match=r"no tier holds phones alone; there are 'words', 'notes'; name .* --tier"):
+            read_segments(path, 16000, 0.5)
+        with pytest.raises(DataError, match=r"no tier 'z' \(--tier\); there are 'words', 'notes'"):
+            read_segments(path, 16000, 0.5, Labels("z"))
+
+    def test_labels_that_are_no_phone(self, tmp_path: Path) -> None:
+        rows = [(0, 0.1, "spn"), (0.1, 0.2, "AH0_B"), (0.2, 0.3, "[noise]"), (0.3, 0.4, "spn"), (0.4, 0.5, "ɪ")]
+        path = self.write(tmp_path, {"phones": rows})
+        with pytest.raises(DataError, match=r"line \d+, tier 'phones': unknown phone 'ɪ'; .* --phone_table FILE"):
+            read_segments(path, 16000, 0.5)
+        table = tmp_path / "table.txt"
+        table.write_text("ɪ ih\n\nSPN hh\n", encoding="utf-8")
+        segments, mapped = read_segments(path, 16000, 0.5, Labels(table=read_table(table)))
+        assert [segment.phone for segment in segments] == ["hh", "ah", "h#", "hh", "ih"]
+        assert mapped == {"spn": 2, "[noise]": 1, "ɪ": 1}
+        table.write_text("a b c\n")
+        with pytest.raises(DataError, match=r"table\.txt, line 1: 'a b c'; expected `label phone`"):
+            read_table(table)
 
     def test_others_are_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "a.TextGrid"
@@ -250,7 +294,7 @@ class TestFrameLabels:
         """As many frames of each phone as it has hops, within rounding at both ends of every segment."""
         with ZipFile(real_data("hw2_phoneme") / "timit_sample_13spk.zip") as zipped:
             path = Path(zipped.extract("dr1-mcpm0/sa1.phn", tmp_path))
-        segments = read_segments(path, 16000, 48743 / 16000)
+        segments, _ = read_segments(path, 16000, 48743 / 16000)
         found = frame_labels(segments, frame_centres(305) / 16000)
         for phone in {s.phone for s in segments}:
             own = [s for s in segments if s.phone == phone]

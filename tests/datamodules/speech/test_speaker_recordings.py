@@ -24,6 +24,7 @@ from scipy.signal import get_window
 from speaker_files import contents, write_folder
 
 from datamodules.errors import DataError
+from datamodules.files.archives import unpack
 from datamodules.speech import speaker_recordings
 from datamodules.speech.audio import log_mel, read_audio
 from datamodules.speech.speaker_folder import (
@@ -49,9 +50,9 @@ def recordings(tmp_path: Path) -> Path:
     source = tmp_path / "source"
     noise(source / "s2" / "x.wav")
     noise(source / "s2" / "yy.FLAC")
-    noise(source / "more" / "s1" / "x.wav")
-    noise(source / "more" / "s1" / "SA1.WAV")
-    noise(source / "more" / "s1" / "SA1.WAV.wav")
+    noise(source / "dev" / "s1" / "x.wav")
+    noise(source / "dev" / "s1" / "SA1.WAV")
+    noise(source / "dev" / "s1" / "SA1.WAV.wav")
     noise(source / "__MACOSX" / "s1" / "x.wav")
     noise(source / ".trash" / "s3" / "x.wav")
     (source / "s2" / "._x.wav").write_bytes(b"of a Mac")
@@ -59,7 +60,7 @@ def recordings(tmp_path: Path) -> Path:
     return source
 
 
-NAMES = ["more/s1/SA1.WAV", "more/s1/x.wav", "s2/x.wav", "s2/yy.FLAC"]
+NAMES = ["dev/s1/SA1.WAV", "dev/s1/x.wav", "s2/x.wav", "s2/yy.FLAC"]
 
 
 def sources(folder: Path, part: Part = "train") -> list[str]:
@@ -119,12 +120,12 @@ class TestPrepare:
         """Also where one of them is unpacked beside it."""
         prepare_recordings(recordings, tmp_path / "one", "train")
         packed = tmp_path / "packed"
-        for name in ("s2", "more"):
+        for name in ("s2", "dev"):
             (tmp_path / name).mkdir()
             shutil.copytree(recordings / name, tmp_path / name / name)
         packed.mkdir()
         pack(tmp_path / "s2", packed / "1.tar")
-        pack(tmp_path / "more", packed / "2.zip")
+        pack(tmp_path / "dev", packed / "2.zip")
         prepare_recordings(packed, tmp_path / "two", "train")
         assert contents(tmp_path / "one") == contents(tmp_path / "two")
         shutil.copytree(recordings / "s2", packed / "s2")
@@ -146,7 +147,7 @@ class TestPrepare:
         self.assert_refused(r"^/.*/packed/10\.tar: speaker10/x\.wav: cannot be read", tmp_path / "packed")
 
     def test_speakers_are_sorted(self, recordings: Path, tmp_path: Path) -> None:
-        noise(recordings / "first" / "s9" / "x.wav")
+        noise(recordings / "test" / "s9" / "x.wav")
         prepare_recordings(recordings, tmp_path / "out", "train")
         found = read_speakers(tmp_path / "out")
         assert (found.speakers, found.labels.tolist()) == (["s1", "s2", "s9"], [0, 0, 1, 1, 2])
@@ -189,7 +190,7 @@ class TestPrepare:
         self.assert_refused(r"source/alone\.wav: no speaker's folder above it, as others have", recordings, "test")
 
     def test_no_folder_a_speaker(self, recordings: Path) -> None:
-        self.assert_refused("s1: all 2 recordings are of one speaker, s1; expected two or more", recordings / "more")
+        self.assert_refused("s1: all 2 recordings are of one speaker, s1; expected two or more", recordings / "dev")
         self.assert_refused(r"s2/x\.wav: no speaker's folder above it \(and 1 more\); move it", recordings / "s2")
 
     def test_mapping_decides_the_order(self, recordings: Path, tmp_path: Path) -> None:
@@ -202,11 +203,11 @@ class TestPrepare:
         )
 
     def test_metadata_decides(self, recordings: Path, tmp_path: Path) -> None:
-        listed = {"s2": [{"feature_path": "s2/x.wav"}], "sister": [{"feature_path": "more\\s1\\x.wav"}]}
+        listed = {"s2": [{"feature_path": "s2/x.wav"}], "sister": [{"feature_path": "dev\\s1\\x.wav"}]}
         (recordings / "metadata.json").write_text(json.dumps({"speakers": listed}))
         prepare_recordings(recordings, tmp_path / "out", "train")
         assert read_speakers(tmp_path / "out").speakers == ["s2", "sister"]
-        assert sources(tmp_path / "out") == ["s2/x.wav", "more/s1/x.wav"]
+        assert sources(tmp_path / "out") == ["s2/x.wav", "dev/s1/x.wav"]
         (tmp_path / "wrap").mkdir()
         shutil.copytree(recordings, tmp_path / "wrap" / "inside")
         for source, name in ((recordings, "plain"), (tmp_path / "wrap", "wrapped")):
@@ -226,12 +227,12 @@ class TestPrepare:
         def write(*names: str, **more: str) -> None:
             path.write_text(json.dumps({"utterances": [{"feature_path": name, **more} for name in names]}))
 
-        write("s2/yy.FLAC", "more/s1/x.wav")
+        write("s2/yy.FLAC", "dev/s1/x.wav")
         for n, source in enumerate((path, recordings)):
             prepare_recordings(source, tmp_path / f"out{n}", "test")
-            assert sources(tmp_path / f"out{n}", "test") == ["s2/yy.FLAC", "more/s1/x.wav"]
+            assert sources(tmp_path / f"out{n}", "test") == ["s2/yy.FLAC", "dev/s1/x.wav"]
             assert read_test(tmp_path / f"out{n}").speakers is None
-        write("s2/yy.FLAC", "more/s1/x.wav", speaker="me")
+        write("s2/yy.FLAC", "dev/s1/x.wav", speaker="me")
         prepare_recordings(path, tmp_path / "said", "test")
         assert read_test(tmp_path / "said").speakers == ["me", "me"]
         write("s2/yy.FLAC", "s2/none.wav")
@@ -241,11 +242,13 @@ class TestPrepare:
         write("../s2/yy.FLAC")
         self.assert_refused(r"testdata\.json: feature_path '\.\./s2/yy\.FLAC' .* leads outside", path.parent, "test")
         write("s2/x.txt")
-        self.assert_refused(r"testdata\.json: s2/x\.txt \(utterance 0\) is no wav or flac", path.parent, "test")
+        self.assert_refused(
+            r"testdata\.json: s2/x\.txt \(utterance 0\) is no wav, flac or other sound", path.parent, "test"
+        )
         path.write_text('{"rows": []}')
         self.assert_refused(r'testdata\.json: neither "speakers" nor "utterances"', path.parent, "test")
         path.unlink()
-        write("s2/yy.FLAC", "more/s1/x.wav")
+        write("s2/yy.FLAC", "dev/s1/x.wav")
         path.rename(recordings / "metadata.json")
         self.assert_refused(r'metadata\.json: s2/yy\.FLAC \(and 1 more\) has no "speaker"', recordings)
 
@@ -253,7 +256,9 @@ class TestPrepare:
         parts: tuple[Part, Part] = ("train", "test")
         for part in parts:
             self.assert_refused(
-                r"data\.json: uttr-..\.pt .* is no wav or flac; its features are made already", folder, part
+                r"data\.json: uttr-..\.pt .* is no wav, flac or other sound that is read; its features are made",
+                folder,
+                part,
             )
 
     @pytest.mark.parametrize("packed", [False, True])
@@ -273,7 +278,7 @@ class TestPrepare:
         whole = flac.read_bytes()
         for data in (b"<html>" * 100, whole[: len(whole) // 2], whole[:20]):
             flac.write_bytes(data)
-            self.assert_refused(r"s2/yy\.FLAC: cannot be read as wav or flac .*; copy or unzip it again", recordings)
+            self.assert_refused(r"s2/yy\.FLAC: cannot be read as flac .*; copy or unzip it again", recordings)
         self.assert_refused(r"my\.tar: s2/yy\.FLAC: cannot be read", pack(recordings, tmp_path / "my.tar"))
         flac.write_bytes(b"")
         self.assert_refused(r"s2/yy\.FLAC: empty; copy", recordings)
@@ -378,14 +383,14 @@ class TestTar:
             keep = int(share * path.stat().st_size)
             os.truncate(path, keep // 512 * 512 if block else keep)
             with contextlib.suppress(DataError):
-                speaker_recordings._unpack(path, Path(scratch) / "to")
+                unpack(path, Path(scratch) / "to")
                 assert sorted(p.parent.name for p in (Path(scratch) / "to").rglob("*.wav")) == list("01234")
 
     def test_a_disk_that_fails_is_no_broken_tar(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: Any, **__: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(tarfile.TarFile, "extract", full)
+        monkeypatch.setattr(tarfile.TarFile, "extractfile", full)
         with pytest.raises(DataError, match=rf"my\.tar: cannot be unpacked into {tmp_path}/out: No space left"):
             prepare_recordings(tar_with(tmp_path / "my.tar"), tmp_path / "out", "train")
         assert list((tmp_path / "out").iterdir()) == []
