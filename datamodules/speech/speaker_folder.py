@@ -118,9 +118,13 @@ def read_test(folder: Path) -> Unseen:
     path = folder / "testdata.json"
     found, listed = read_list(path, "utterances")
     files, lengths = _features_there(folder, path, found, listed)
-    # recordings of one's own go by their own names, the course's by their files'
-    names = [source if isinstance(source := entry.fields.get("source"), str) else entry.name for entry in listed]
-    return Unseen(names, files, lengths, speakers_of(path, listed))
+    return Unseen([_own_name(entry) for entry in listed], files, lengths, speakers_of(path, listed))
+
+
+def _own_name(entry: Entry) -> str:
+    """The recording that the features were made of, by which its owner knows it; else the features' file."""
+    source = entry.fields.get("source")
+    return source if isinstance(source, str) and source.lower().endswith(tuple(audio.ENDINGS)) else entry.name
 
 
 def read_mel(path: Path) -> np.ndarray:

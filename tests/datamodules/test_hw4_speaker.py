@@ -238,7 +238,7 @@ def test_predict_has_all_test_utterances_whole_and_without_noise(folder):
         assert torch.equal(found[row], torch.from_numpy(counted(100 + number, len(found[row]))).half())
     header, lines = data.submission(np.eye(3)[[2, 0, 1, 1, 0, 2]])
     assert header == ["Id", "Category"]
-    assert lines == [[e["source"], IDS[c]] for e, c in zip(listed, [2, 0, 1, 1, 0, 2], strict=True)]
+    assert lines == [[e["feature_path"], IDS[c]] for e, c in zip(listed, [2, 0, 1, 1, 0, 2], strict=True)]
 
 
 def test_predict_needs_no_training_part(folder, tmp_path):

@@ -195,7 +195,7 @@ def test_recordings_are_prepared_trained_on_and_tested(root, recordings, tmp_pat
         (["prepare", "hw1_covid", "--split", "test"], 2, ["--split"]),
         (["prepare", "hw2_phoneme", "--split", "dev"], 2, ["--split", "train", "test"]),
         (["prepare", "hw2_phoneme", "--phones", "40"], 2, ["--phones", "39", "48", "61"]),
-        (["prepare", "hw2_phoneme", "--source", "nowhere"], 1, ["nowhere", "no such folder or zip file"]),
+        (["prepare", "hw2_phoneme", "--source", "nowhere"], 1, ["nowhere", "no such folder, zip or tar"]),
         (["fetch", "hw2_phoneme"], 1, ["docs/hw2_phoneme.md", "their files belong into"]),
     ],
 )

@@ -140,7 +140,7 @@ def test_ones_own_recordings(recordings, root, tmp_path):
     assert scores(run)["test/accuracy"] == 1.0
     works("predict", "--run_dir", run)
     listed = json.loads((here / "hw4_speaker" / "prepared" / "testdata.json").read_text())["utterances"]
-    wanted = [[entry["feature_path"], entry["source"].split(".")[0]] for entry in listed]
+    wanted = [[entry["source"], entry["source"].split(".")[0]] for entry in listed]
     assert lines(run / "submission.csv") == [["Id", "Category"], *wanted]
 
 
