@@ -22,7 +22,7 @@ SUBCOMMANDS = {
     "kfold": ("kfold", "cross-validation and an ensemble of the folds: --config ... --folds 5"),
     "runs": ("runs", "list runs with their scores: runs [DIR], or what differs between two: runs diff A B"),
     "doctor": ("doctor", "versions, devices, data, fonts, disk: what a bug report should hold"),
-    "data": ("data", "get data: sample | fetch | prepare <homework> [DIR]"),
+    "data": ("data", "get data and look at it: sample | fetch | prepare | describe <homework> [DIR]"),
     "bench": ("bench", "measure speed and accuracy against plain references: bench hw1_covid"),
     "study": ("study", "try an idea of the lectures, claim by claim: study list | NAME | all --report DIR"),
 }
