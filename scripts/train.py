@@ -443,7 +443,7 @@ def main(args: list[str]) -> int:
     cli = run_cli(args)
     if cli.subcommand is None or not cli.trainer.is_global_zero or cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
         return 0
-    show_summary(cli)
+    show_summary(cli.subcommand, cli.trainer, cli.datamodule, cli.run, cli.output)
     return 0
 
 

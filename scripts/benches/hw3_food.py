@@ -357,7 +357,7 @@ def fitted(level: str, folder: Path, *more: str) -> tuple[float, int]:
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         args = ["--config", str(CONFIGS / f"{level}.yaml"), "--run_dir", f"{name}/run", "--data.dir", str(folder)]
         cli = run_cli(["fit", *args, *more])
-        return collect(cli)["best val/accuracy"], cli.trainer.current_epoch
+        return collect("fit", cli.trainer)["best val/accuracy"], cli.trainer.current_epoch
 
 
 def accuracy(root: Path | None, levels: list[str]) -> None:

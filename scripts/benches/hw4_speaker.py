@@ -364,7 +364,7 @@ def judged(level: str, root: Path | None, steps: int, *more: str) -> tuple[dict[
         found = {}
         for setting, options in SETTINGS.items():
             flags = [part for key, value in options.items() for part in (f"--data.{key}", str(value))]
-            found[setting] = collect(run_cli(["test", "--run_dir", str(run), *place, *flags]))
+            found[setting] = collect("test", run_cli(["test", "--run_dir", str(run), *place, *flags]).trainer)
     return found, seconds
 
 

@@ -298,7 +298,7 @@ def judged(level: str, root: Path | None, *more: str) -> tuple[dict[str, float],
         start = time.perf_counter()
         run_cli(["fit", "--config", str(CONFIGS / f"{level}.yaml"), *run, *place, *more])
         minutes = (time.perf_counter() - start) / 60
-        return collect(run_cli(["test", *run, *place])), minutes
+        return collect("test", run_cli(["test", *run, *place]).trainer), minutes
 
 
 def accuracy(root: Path | None, levels: list[str]) -> None:

@@ -1,17 +1,17 @@
 """The short table at the end of a subcommand: the score, the course's baselines, and where the files are."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-if TYPE_CHECKING:
-    from scripts.train import LeemlCLI
+from datamodules.base import HomeworkData
+from scripts.run.folder import RunFolder
 
 
-def collect(cli: "LeemlCLI") -> dict[str, Any]:
+def collect(subcommand: str, trainer: Trainer) -> dict[str, Any]:
     """Scores of this call, by name."""
-    trainer = cli.trainer
-    if cli.subcommand == "fit":
+    if subcommand == "fit":
         best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         if best is None or best.best_model_score is None:
             return {}
@@ -19,22 +19,29 @@ def collect(cli: "LeemlCLI") -> dict[str, Any]:
     return {name: round(float(value), 5) for name, value in trainer.callback_metrics.items()}
 
 
-def show_summary(cli: "LeemlCLI") -> None:
-    """Print scores, baselines and files of the run; scores of earlier calls are remembered in scores.json."""
-    run, data = cli.run, cli.datamodule
-    scores = collect(cli)
+def show_summary(subcommand: str, trainer: Trainer, data: HomeworkData, run: RunFolder, output: str | None) -> None:
+    """Print scores, baselines and files of the run; scores of earlier calls are remembered in scores.json.
+
+    Args:
+        subcommand: fit, validate, test or predict.
+        trainer: What ran it.
+        data: Its data.
+        run: Its folder.
+        output: The file that predict was told to write.
+    """
+    scores = collect(subcommand, trainer)
     if scores and run.config.is_file():
         run.add_scores(scores)
     rows: list[tuple[str, str]] = [(name, f"{value}") for name, value in (run.read_scores() or scores).items()]
-    if cli.subcommand == "test":
+    if subcommand == "test":
         rows.append(("tested on", data.describe_test()))
     rows += [("course's baselines", text) for text in data.describe_baselines()]
     names = ("checkpoints/best.ckpt", "metrics.csv", "samples.csv", "figures", "submission.csv", "submission.txt")
     files = [run.path / name for name in names]
     rows += [("run folder", str(run.path))]
     rows += [("files", ", ".join(str(f.relative_to(run.path)) for f in files if f.exists()))]
-    if cli.output and cli.subcommand == "predict":
-        rows += [("submission", cli.output)]
+    if output and subcommand == "predict":
+        rows += [("submission", output)]
     width = max(len(name) for name, _ in rows)
     print()
     for name, text in rows:

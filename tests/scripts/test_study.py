@@ -128,7 +128,6 @@ def toy(tmp_path, monkeypatch, counter):
     (project / "scripts" / "studies" / "lab").mkdir(parents=True)
     (project / "scripts" / "studies" / "toy.py").write_text("# version 1\n")
     (project / "scripts" / "studies" / "other.py").write_text("")
-    (project / "scripts" / "studies" / "lab" / "fit.py").write_text("")
     (project / "code.py").write_text("class Thing:\n    def method(self):\n        return '<b>'\n")
     monkeypatch.setattr("datamodules.files.places.PROJECT", project)
     monkeypatch.setenv("LEEML_CACHE", str(tmp_path / "cache"))
@@ -165,12 +164,19 @@ def test_other_settings_or_code_are_measured_anew(toy, counter):
     assert counter.runs[2:] == [(1, 0), (1, 0)]
     run_toy(seeds=1)
     assert len(counter.runs) == 4
-    (toy / "scripts" / "studies" / "lab" / "shared.py").write_text("")
+    lab = toy / "scripts" / "studies" / "lab"
+    (lab / "shared.py").write_text("from scripts.studies.lab.deep import x\n")
+    (lab / "deep.py").write_text("")
     (toy / "scripts" / "studies" / "toy.py").write_text("from scripts.studies.lab.shared import fit\n")
     run_toy(seeds=1)
-    (toy / "scripts" / "studies" / "lab" / "shared.py").write_text("# what studies share has changed\n")
+    for changed in ("shared.py", "deep.py"):
+        (lab / changed).write_text((lab / changed).read_text() + "# what studies share has changed\n")
+        run_toy(seeds=1)
+    assert len(counter.runs) == 7
+    (toy / "scripts" / "studies" / "other.py").write_text("# of no concern\n")
+    (lab / "stranger.py").write_text("")
     run_toy(seeds=1)
-    assert len(counter.runs) == 6
+    assert len(counter.runs) == 7
 
 
 def test_a_study_without_data_does_not_mind_where_data_lies_one_with_data_does(toy, counter, monkeypatch, tmp_path):
@@ -198,11 +204,14 @@ def test_a_sample_is_kept_until_the_code_that_made_it_changes(toy, counter):
     assert CovidData.has_files(root / "hw1_covid" / "sample")
     assert machine.data_root(study, True, None) == root
     assert machine.state(root) == first
-    (toy / "datamodules").mkdir()
-    (toy / "datamodules" / "hw1_covid.py").write_text("# version 2\n")
-    again = machine.data_root(study, True, None)
-    assert again != root
-    assert [file[0] for file in machine.state(again)] == [file[0] for file in first]
+    seen = {root}
+    for changed in ("datamodules/hw1_covid.py", "datamodules/text/cleaning.py"):
+        (toy / changed).parent.mkdir(parents=True, exist_ok=True)
+        (toy / changed).write_text("# version 2\n")
+        again = machine.data_root(study, True, None)
+        assert again not in seen
+        assert [file[0] for file in machine.state(again)] == [file[0] for file in first]
+        seen.add(again)
 
 
 def test_a_sample_appears_whole_and_the_first_of_two_stays(toy, counter, monkeypatch):

@@ -56,20 +56,31 @@ def state(folder: Path) -> list[tuple[str, int, int]]:
     return [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
+def study_code(project: Path, place: str) -> set[str]:
+    """Path of a study's file, and of all that it imports from scripts/studies/, itself or through others there."""
+    found, left = set(), [place]
+    while left:
+        if (place := left.pop()) not in found:
+            found.add(place)
+            text = (project / place).read_text(encoding="utf-8")
+            modules = re.findall(r"^ *from scripts\.studies\.([\w.]+) import", text, re.MULTILINE)
+            left += [f"scripts/studies/{module.replace('.', '/')}.py" for module in modules]
+    return found
+
+
 def kept_file(name: str, study: Study[Any], settings: Any, seed: int, root: Path) -> Path:
     """Where a measurement is kept: its name tells settings, seed, data, and the code of study and idea.
 
-    Code of the study are its file, the idea's, and what studies share, and all of datamodules/ where the data is
-    generated; what these use in turn is not looked at: after a change there, delete the folder.
+    Code of the study are its file, all that it imports from scripts/studies/, and the files of the idea; generated data
+    lies in a folder named after all of datamodules/. What the idea's files use is not looked at: after a change there,
+    delete the folder.
     """
     from torch import __version__
 
     from datamodules.files.places import PROJECT, cache_folder
 
-    own = f"scripts/studies/{name}.py"
-    shared = re.findall(r"^from scripts\.studies\.lab\.(\w+) import", (PROJECT / own).read_text(encoding="utf-8"), re.M)
-    places = [own, *(f"scripts/studies/lab/{module}.py" for module in {"fit", *shared}), *study.code]
-    paths = sorted({place.partition(":")[0] for place in places})
+    ideas = {place.partition(":")[0] for place in study.code}
+    paths = sorted(study_code(PROJECT, f"scripts/studies/{name}.py") | ideas)
     code = [hashlib.sha256((PROJECT / path).read_bytes()).hexdigest() for path in paths]
     data = [str(root.absolute()), *state(root / study.data)] if study.data else []
     key = json.dumps([KEPT, asdict(settings), seed, data, code, __version__], sort_keys=True)
