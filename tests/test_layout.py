@@ -2,14 +2,18 @@
 
 import ast
 import graphlib
+import importlib
 import pkgutil
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.callbacks import Callback
 
 import callbacks
 import datamodules
 import modules
+from datamodules.base import HomeworkData
+from modules.base import HomeworkModule
 from scripts import benches
 from scripts.cli.homeworks import homeworks
 from scripts.studies.lab import machine
@@ -119,11 +123,14 @@ def test_listings_skip_helpers():
     assert all(machine.load(name).claim for name in found)
 
 
-def test_what_a_config_may_name_stands_in_front():
-    """Short class names are looked for in files, not in packages: those hold what no config names."""
+def test_what_a_config_names_by_its_short_name_stands_in_front():
+    """Configs find it by files, not by packages: those hold no homework's module or data, and no callback."""
     for package in (modules, datamodules, callbacks):
-        packages = {m.name for m in pkgutil.iter_modules(package.__path__) if m.ispkg}
-        assert packages <= {"nets", "pictures", "translation", *KINDS}
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if found.name.count(".") > 1:
+                for value in vars(importlib.import_module(found.name)).values():
+                    if isinstance(value, type) and value.__module__ == found.name:
+                        assert not issubclass(value, HomeworkModule | HomeworkData | Callback), f"{value} in a package"
 
 
 def test_every_homework_has_module_datamodule_and_configs():
