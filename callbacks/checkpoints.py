@@ -99,21 +99,26 @@ class LastCheckpoint(Checkpoint):
         self._next = 0.0
         self._step = -1
         self._first = True
-        self._asked = self._stop = False
+        self._end: BaseException | None = None  # what the run is to end with, at the next end of a step
+        self._stop = False
         self._handler: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing is lost yet."""
         self._next, self._step = time.monotonic() + self.seconds, trainer.global_step
-        self._asked = self._stop = False
+        self._end, self._stop = None, False
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGTERM, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:  # a second signal does not wait
+        if self._end is not None:  # a second signal does not wait
             self._listen_no_more()
             raise SystemExit(TERMINATED)
-        self._asked = True
+        self._end = SystemExit(TERMINATED)
+
+    def end(self, error: BaseException) -> None:
+        """Save at the end of this step, and raise the error then."""
+        self._end = error
 
     def _listen_no_more(self) -> None:
         if self._handler is not None:
@@ -137,8 +142,8 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """A validation may take longer than a scheduler waits: the run goes on from the last checkpoint."""
-        if self._asked and trainer.world_size == 1 and self.path.is_file():
-            raise SystemExit(TERMINATED)
+        if isinstance(self._end, SystemExit) and trainer.world_size == 1 and self.path.is_file():
+            raise self._end
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -158,7 +163,8 @@ class LastCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the final state if the run ended in another way (too late for averaged weights to go on from)."""
         self._listen_no_more()
-        self._stop = False  # there is nothing to go on with
+        if isinstance(self._end, SystemExit):
+            self._stop = False  # there is nothing to go on with
         if trainer.global_step != self._step:
             self._take_if(trainer, True)
         self._write(trainer)
@@ -170,7 +176,8 @@ class LastCheckpoint(Checkpoint):
             io.drop()
 
     def _take_if(self, trainer: Trainer, due: bool) -> None:
-        due, stop = trainer.strategy.broadcast((due or self._asked, self._asked))
+        end = self._end is not None
+        due, stop = trainer.strategy.broadcast((due or end, end))
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._stop = stop
             return
@@ -207,4 +214,4 @@ class LastCheckpoint(Checkpoint):
             io.release()
             self._rest(start)
         if self._stop:
-            raise SystemExit(TERMINATED)
+            raise self._end or SystemExit(TERMINATED)

@@ -5,9 +5,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.files import whole
 
@@ -61,6 +63,11 @@ class Submission(BasePredictionWriter):
                 write_lines(self.path or folder / "submission.txt", (texts[place] for place in order.tolist()))
             return
         values = torch.cat([b["prediction"] for b in batches])[order].float().numpy()
+        if len(bad := np.argwhere(~np.isfinite(values))):
+            raise MisconfigurationException(
+                f"the prediction of row {bad[0][0]} of the test file is {values[tuple(bad[0])]}, and nothing was "
+                "written; the weights or that row are not finite: look at the run's log, choose another --ckpt_path"
+            )
         header, rows = trainer.datamodule.submission(values)  # type: ignore[attr-defined]
         if not dry:
             write_csv(self.path or folder / "submission.csv", header, rows)

@@ -156,7 +156,9 @@ class HomeworkModule(LightningModule):
         sums = [mean, loss.new_ones(()).float(), loss.new_zeros(2).float()]
         if right is not None:
             sums[2] = torch.stack((right.sum(), torch.full_like(right.sum(), right.numel()))).float()
-        self._train_sums = self._train_sums.to(loss.device) + torch.cat([part.view(-1) for part in sums])
+        new = torch.cat([part.view(-1) for part in sums])
+        new = torch.where(mean.isfinite(), new, 0)  # a step that is not made is not counted either
+        self._train_sums = self._train_sums.to(loss.device) + new
         return loss
 
     def on_train_epoch_end(self) -> None:

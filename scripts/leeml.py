@@ -54,7 +54,7 @@ def usage() -> str:
 def explain(error: BaseException) -> str | None:
     """One line for a mistake that the user can fix; None for a fault of ours, which deserves its traceback."""
     kind = type(error).__name__
-    if kind in ("DataError", "UsageError", "MisconfigurationException"):
+    if kind in ("DataError", "UsageError", "MisconfigurationException", "NotFiniteError"):
         return str(error)
     if isinstance(error, OSError) and error.errno in REMEDIES:
         where = error.filename2 or error.filename or "while writing"

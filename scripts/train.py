@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint, RunCheckpointIO
 from callbacks.figures import Figures
+from callbacks.finite import FiniteNumbers, NotFiniteError, Policy
 from callbacks.progress import RunProgress
 from callbacks.samples import Samples
 from callbacks.submission import Submission
@@ -93,6 +94,9 @@ class LeemlCLI(LightningCLI):
         parser.add_argument(
             "--trust", type=bool, default=False, help="Allow the run to use classes and files that leeml does not know."
         )
+        parser.add_argument(
+            "--nonfinite", type=Policy, default="stop", help="What to do about a step whose numbers are not finite."
+        )
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
@@ -131,7 +135,11 @@ class LeemlCLI(LightningCLI):
             loggers = [RunCSVLogger(self.run.path), *extra]
         else:
             loggers = False
-        always = [Figures(), *([RunProgress()] if given.get("enable_progress_bar") is not False else [])]
+        always = [
+            FiniteNumbers(self._get(self.config_init, "nonfinite")),
+            Figures(),
+            *([RunProgress()] if given.get("enable_progress_bar") is not False else []),
+        ]
         if fit:
             always += [
                 RunRecord(self.run, self.saved_config(), self._resumed()),
@@ -424,7 +432,9 @@ def run_cli(args: list[str], early_stopping: bool = True, again: str = "") -> Le
         raise error.placed(configs, args) from error.__cause__
     except BaseException as error:
         if fits and first and (run.trained or isinstance(error, KeyboardInterrupt | SystemExit)):
-            if run.resumable():
+            if isinstance(error, NotFiniteError):  # it says itself how
+                pass
+            elif run.resumable():
                 print(f"leeml: go on with: {again or f'leeml fit --run_dir {run.path} --resume'}", file=sys.stderr)
             else:
                 print("leeml: nothing was saved yet: the same command starts over", file=sys.stderr)

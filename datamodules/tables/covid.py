@@ -13,6 +13,7 @@ import numpy as np
 from datamodules.errors import DataError
 
 TARGET = "tested_positive"
+LARGEST = 1e15  # in size: the sum of the squares of 100 million such numbers is finite in float32
 
 
 @dataclass(eq=False)
@@ -142,6 +143,8 @@ def read_table(path: Path) -> CovidTable:
         values = np.array([[_number(text) for text in cells[1:]] for _, cells in rows])
     if len(bad := np.argwhere(~np.isfinite(values))):
         raise refuse(bad[0], "a finite number")
+    if len(bad := np.argwhere(np.abs(values) > LARGEST)):
+        raise refuse(bad[0], f"a number of at most {LARGEST:.0e}, as squares of larger ones leave the range of float32")
     marks = values[:, : len(states)]
     if len(bad := np.argwhere((marks != 0) & (marks != 1))):
         raise refuse(bad[0], "0 or 1, the mark of a state")

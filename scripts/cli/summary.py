@@ -13,7 +13,7 @@ def collect(subcommand: str, trainer: Trainer) -> dict[str, Any]:
     """Scores of this call, by name."""
     if subcommand == "fit":
         best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
-        if best is None or best.best_model_score is None:
+        if best is None or best.best_model_score is None or not best.best_model_score.isfinite():
             return {}
         return {f"best {best.monitor}": round(float(best.best_model_score), 5)}
     return {name: round(float(value), 5) for name, value in trainer.callback_metrics.items()}
