@@ -12,9 +12,9 @@ DecayName = Literal["constant", "linear", "exponential", "inverse_sigmoid"]
 
 @runtime_checkable
 class ReadsItself(Protocol):
-    """A module that reads the truth with some probability, else what it said itself."""
+    """A module that reads the truth with some probability, else what it said itself; None where it reads neither."""
 
-    teacher_forcing: float
+    teacher_forcing: float | None
 
 
 class ScheduledSampling(Callback):
@@ -77,7 +77,7 @@ class ScheduledSampling(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The module must take a probability, and a linear decay needs an end."""
-        if not isinstance(pl_module, ReadsItself):
+        if not isinstance(pl_module, ReadsItself) or pl_module.teacher_forcing is None:
             raise MisconfigurationException(
                 f"{type(pl_module).__name__} has no `teacher_forcing` for ScheduledSampling to set."
             )

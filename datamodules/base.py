@@ -50,6 +50,8 @@ class HomeworkData(LightningDataModule, ABC):
     """Where the course publishes the data, for messages."""
     score_name: ClassVar[str]
     """What `score` measures."""
+    no_kfold: ClassVar[str | None] = None
+    """Why `leeml kfold` has no sense here, if it has none: no folds, or predictions without a mean."""
 
     def __init__(
         self,

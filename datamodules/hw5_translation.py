@@ -61,6 +61,7 @@ class TranslationData(HomeworkData):
     homework: ClassVar[str] = "hw5_translation"
     kaggle: ClassVar[str] = "addresses in docs/hw5_translation.md"
     score_name: ClassVar[str] = "BLEU"
+    no_kfold: ClassVar[str | None] = "it averages predictions, and text has no mean; fit --data.fold 0, 1, ... instead"
     submission_name: ClassVar[str] = "submission.txt"
     """What the course calls for: a line of text a sentence, no table."""
 

@@ -10,7 +10,7 @@ from torch import nn
 
 
 def load_first_weights(
-    module: nn.Module, homework: str, facts: dict[str, Any], start: str, same: list[str], own: Collection[str] = ()
+    module: nn.Module, homework: str, facts: dict[str, Any], start: str, same: list[str], shared: Collection[str] = ()
 ) -> None:
     """Put the weights of a checkpoint into a module of the same sizes.
 
@@ -20,8 +20,8 @@ def load_first_weights(
         facts: Of the data that the module is to be trained on.
         start: A checkpoint, or the folder of a run, whose best one is taken.
         same: Facts that must be the same in both, such as the tokenizer, without which the weights mean nothing.
-        own: Parts that only some kinds of module have: one that the file lacks keeps its weights, and one that only the
-            file has is left there.
+        shared: Parts that the file must have, by the first names of their weights. Of others, one that the file lacks
+            keeps its weights, and one that only the file has is left there. Empty: the file must have all.
 
     Raises:
         MisconfigurationException: there is no such checkpoint, or it is of something else.
@@ -49,9 +49,10 @@ def load_first_weights(
                 f"{where}: a {name} of another run{shown}; take the --data options and files of that run"
             )
     found, expected = checkpoint["state_dict"], module.state_dict()
-    parts = [{key.split(".")[0] for key in state} for state in (found, expected)]
-    kept = {key: value for key, value in expected.items() if key.split(".")[0] in {*own} - parts[0]}
-    found = kept | {key: value for key, value in found.items() if key.split(".")[0] not in {*own} - parts[1]}
+    if shared:
+        there, here = ({key.split(".")[0] for key in state} | {*shared} for state in (found, expected))
+        kept = {key: value for key, value in expected.items() if key.split(".")[0] not in there}
+        found = kept | {key: value for key, value in found.items() if key.split(".")[0] in here}
     sizes = [{key: tuple(value.shape) for key, value in state.items()} for state in (found, expected)]
     wrong = sorted(key for key in {*found, *expected} if sizes[0].get(key) != sizes[1].get(key))
     if wrong:

@@ -56,7 +56,7 @@ class ParallelTranslator(Translator, ABC):
         super().__init__(
             optimizer, net or functools.partial(TransformerSeq2Seq, causal=False), label_smoothing, start=start
         )
-        del self.teacher_forcing  # there is no word before: ScheduledSampling says so and stops
+        self.teacher_forcing = None  # there is no word before
 
     def build(self, facts: dict[str, Any]) -> None:
         """Create network, tokenizer and metrics.

@@ -56,8 +56,6 @@ class Translator(HomeworkModule):
     homework: ClassVar[str] = "hw5_translation"
     monitor: ClassVar[str] = "val/bleu"
     mode: ClassVar[str] = "max"
-    own_parts: ClassVar[tuple[str, ...]] = ("unknown", "predictor", "upsampling")
-    """Parts that only some kinds of translator have (modules/hw5_parallel.py)."""
 
     def __init__(
         self,
@@ -82,7 +80,7 @@ class Translator(HomeworkModule):
         self.label_smoothing, self.beam, self.length_penalty = label_smoothing, beam, length_penalty
         self.sampling, self.own_words, self.passes = sampling, own_words, passes
         self.objective, self.start = objective, start
-        self.teacher_forcing = 1.0
+        self.teacher_forcing: float | None = 1.0
         self.others: list[Seq2Seq] = []
         """Further networks whose probabilities are averaged with this one's; `leeml translate` sets them."""
         self._said: list[tuple[str, str, str]] = []  # source, reference and output
@@ -113,7 +111,7 @@ class Translator(HomeworkModule):
             return
         if self.start is not None:
             same = ["source", "target", "tokenizer"]
-            load_first_weights(self, self.homework, self.facts, self.start, same, self.own_parts)
+            load_first_weights(self, self.homework, self.facts, self.start, same, shared=["net"])
         elif self.objective is not None:
             rank_zero_warn(
                 "model.objective: this fit begins with random weights, whose outputs hardly ever earn a reward; name a "
@@ -140,7 +138,7 @@ class Translator(HomeworkModule):
         """States (B, T, D) that each word of the target (B, T) is to be said from."""
         before = torch.cat([torch.full_like(target[:, :1], self.ends.bos), target[:, :-1]], 1)
         memory = self._memory(source)
-        if not self.training or self.teacher_forcing >= 1:
+        if not self.training or self.teacher_forcing is None or self.teacher_forcing >= 1:
             return self.net.decode(self.net.embed(before), memory)
         if self.sampling == "steps":
             return by_steps(self.net, before, memory, self.teacher_forcing, self.own_words)

@@ -3,6 +3,7 @@
 Nothing is chosen by looking at held-out rows: early stopping is dropped and the last weights are scored.
 """
 
+import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from callbacks.submission import write_csv
 from datamodules.base import HomeworkData
 from datamodules.errors import DataError
 from modules.base import HomeworkModule
-from scripts.cli.config_parser import known_classes
+from scripts.cli.config_parser import class_named, known_classes
 from scripts.cli.mistakes import Parser, UsageError
 from scripts.run.folder import RunFolder
 from scripts.train import LeemlCLI, find_config, new_run, own_flags, run_cli
@@ -44,6 +45,24 @@ def read_configs(configs: Sequence[str]) -> dict[str, Any]:
     return merged
 
 
+def _chosen(section: str, config: dict[str, Any], flags: Sequence[str]) -> type | None:
+    """The class that configs and flags name for model or data, if they name one."""
+    parser = Parser(add_help=False)
+    parser.add_argument(f"--{section}", default=(config.get(section) or {}).get("class_path", ""))
+    name = vars(parser.parse_known_args(flags)[0])[section]
+    return class_named(name, LightningModule if section == "model" else LightningDataModule) if name else None
+
+
+def _no_folds(data: type) -> str | None:
+    """Why these data cannot be cut into folds whose predictions are averaged; None where they can."""
+    if not issubclass(data, HomeworkData):
+        return "it needs folds, row numbers and a score; subclass HomeworkData (datamodules/base.py)"
+    options = inspect.signature(data).parameters
+    if any(option.kind is option.VAR_KEYWORD for option in options.values()) or {"folds", "fold"} <= options.keys():
+        return data.no_kfold
+    return "it has no options `folds` and `fold`, so its rows are not cut into folds; fit it once instead"
+
+
 def main(args: list[str]) -> int:
     """Train all folds, in one pass where the module can, and write out-of-fold predictions, scores and submission."""
     parser = Parser(prog="leeml kfold", description=__doc__, epilog="Everything else as in leeml fit.")
@@ -54,16 +73,11 @@ def main(args: list[str]) -> int:
     configs = [find_config(c) for c in own_flags().parse_known_args(rest)[0].config]
     config = read_configs(configs)
     known_classes()
-    models = Parser(add_help=False)
-    models.add_argument("--model", default=(config.get("model") or {}).get("class_path", ""))
-    path = models.parse_known_args(rest)[0].model
-    together = not own.one_by_one and any(
-        c.members_in_one_pass
-        for c in HomeworkModule.__subclasses__()
-        if path in (c.__name__, f"{c.__module__}.{c.__name__}")
-    )
-    if path.split(".")[-1].endswith("Translator"):
-        raise UsageError("kfold averages predictions, and text has no mean: of HW5 fit --data.fold 0, 1, ... instead")
+    model, data = (_chosen(section, config, rest) for section in ("model", "data"))
+    if data is not None and (why := _no_folds(data)):
+        raise UsageError(f"kfold cannot work on {data.__name__}: {why}")
+    can = model is not None and issubclass(model, HomeworkModule) and model.members_in_one_pass
+    together = can and not own.one_by_one
     run = RunFolder(own.run_dir.absolute()) if own.run_dir else new_run(configs, "_kfold")
     line = ["fit", *rest, "--trainer.devices=1", "--trainer.strategy=auto", f"--data.folds={own.folds}", "--run_dir"]
     if together:

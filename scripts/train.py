@@ -8,7 +8,7 @@ import sys
 import warnings
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from lightning.pytorch import Trainer
@@ -316,8 +316,28 @@ def own_flags() -> MistakeParser:
     return parser
 
 
-def plan(args: list[str]) -> tuple[list[str], RunFolder, str | None]:
-    """Turn what the user typed into LightningCLI's arguments, the run's folder and the output file."""
+class Plan(NamedTuple):
+    """What a command line comes to, with everything found that it leaves open."""
+
+    subcommand: str
+    configs: list[str]
+    """Files, or the text of one that a checkpoint holds; a later one wins."""
+    flags: list[str]
+    """All others that LightningCLI takes."""
+    ckpt_path: str | None
+    run: RunFolder
+    output: str | None
+    """File that predict writes, where the user names one."""
+
+    @property
+    def line(self) -> list[str]:
+        """Arguments of LightningCLI."""
+        configs = [part for config in self.configs for part in ("--config", config)]
+        return [self.subcommand, *configs, *self.flags, *(["--ckpt_path", self.ckpt_path] if self.ckpt_path else [])]
+
+
+def plan(args: list[str]) -> Plan:
+    """Find what the user left open: the configs of a run, its folder, its checkpoint."""
     verb, known_verbs = args[0], ("fit", "validate", "test", "predict")
     assert verb in known_verbs
     own, rest = own_flags().parse_known_args(args[1:])
@@ -365,8 +385,7 @@ def plan(args: list[str]) -> tuple[list[str], RunFolder, str | None]:
         rest = [*rest, "--data.dir", "null"]  # a folder of the run's config would win over the flag
     if run is None:
         run = new_run(configs)
-    line = [verb, *(part for c in configs for part in ("--config", c)), *rest]
-    return line + (["--ckpt_path", ckpt] if ckpt else []), run, own.output
+    return Plan(verb, configs, rest, ckpt, run, own.output)
 
 
 def _resumed_from(run: RunFolder, ckpt: str | None) -> str | None:
@@ -413,7 +432,8 @@ def run_cli(args: list[str], early_stopping: bool = True, again: str = "") -> Le
         if args[0] == "fit":
             args = [find_config(a) if before in ("-c", "--config") else a for before, a in pairwise(["", *args])]
         return LeemlCLI(args, RunFolder(Path("runs")))
-    line, run, output = plan(args)
+    planned = plan(args)
+    run = planned.run
     fits, fresh, done = args[0] == "fit", not run.path.exists(), False
     first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -422,11 +442,11 @@ def run_cli(args: list[str], early_stopping: bool = True, again: str = "") -> Le
             os.environ["LEEML_RUN_DIR"] = str(run.path)  # for the processes that DDP starts
             if first:
                 run.own()
-        cli = LeemlCLI(line, run, output, early_stopping, trust="--trust" in args)
+        cli = LeemlCLI(planned.line, run, planned.output, early_stopping, trust="--trust" in args)
         done = not cli.trainer.fast_dev_run  # type: ignore[attr-defined]
         return cli
     except UsageError as error:
-        configs = [v for f, v in pairwise(line) if f == "--config"]
+        configs = list(planned.configs)
         if configs and configs[0].startswith("{") and run.config.is_file():  # what stands there was checked first
             configs[0] = str(run.config)
         raise error.placed(configs, args) from error.__cause__

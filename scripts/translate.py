@@ -86,8 +86,10 @@ def planned(own: argparse.Namespace, flags: Sequence[str]) -> list[tuple[Path, l
     for run, name in itertools.product(own.run_dir or [None], own.ckpt_path or [None]):
         where = [*(["--run_dir", str(run)] if run else []), *(["--ckpt_path", name] if name else [])]
         where += ["--trust"] if own.trust else []
-        _, _, _, *rest, _, checkpoint = plan(["predict", *where, *flags])[0]  # predict --config C ... --ckpt_path FILE
-        found.append((Path(checkpoint), rest))
+        chosen = plan(["predict", *where, *flags])
+        assert chosen.ckpt_path is not None
+        configs = [part for config in chosen.configs[1:] for part in ("--config", config)]  # the first is the run's own
+        found.append((Path(chosen.ckpt_path), [*configs, *chosen.flags]))
     return found
 
 

@@ -8,6 +8,7 @@ import random
 import tempfile
 import time
 import warnings
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -368,7 +369,14 @@ def judged(level: str, root: Path | None, steps: int, *more: str) -> tuple[dict[
     return found, seconds
 
 
-def accuracy(root: Path | None, levels: list[str], steps: int = STEPS) -> None:
+def add_flags(parser: ArgumentParser) -> None:
+    """A shorter training."""
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help=f"optimizer steps of each level in the accuracy table ({STEPS})"
+    )
+
+
+def accuracy(root: Path | None, levels: list[str], steps: int) -> None:
     """Print accuracy, top-5 and equal error rate of levels and of logistic regression on the same held-out part."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with empty_cache():

@@ -7,6 +7,7 @@ import math
 import tempfile
 import time
 import warnings
+from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -344,6 +345,22 @@ def ways(model: Translator, judge: Seq2Seq | None) -> Iterator[Way]:
             yield f"{masked_name(most, several)}, judged word by word", partial(masked, most, several, judge)
     else:
         yield "all at once", model.translate
+
+
+class _Decoding(Action):
+    """--decoding RUN ...: that part alone, of these runs."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, values: Any, option: str | None = None) -> None:
+        namespace.only, namespace.runs = "decoding", values
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Trained runs to be compared."""
+    parser.add_argument(
+        "--decoding", nargs="+", type=Path, metavar="RUN", action=_Decoding,
+        help="instead: score and speed of trained translators",
+    )  # fmt: skip
+    parser.add_argument("--trust", action="store_true", help="allow those runs to use classes that leeml does not know")
 
 
 def decoding(root: Path | None, runs: Sequence[Path], repeats: int, trust: bool = False) -> None:

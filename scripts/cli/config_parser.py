@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from lightning.pytorch.callbacks import Callback
@@ -35,6 +36,20 @@ class Parser(LightningArgumentParser):
 
     def _subparsers_of(self) -> list["Parser"]:
         return list(self._subcommands_action.choices.values()) if self._subcommands_action else []
+
+
+def class_named(name: str, base: type) -> type | None:
+    """The class that a config means by a short or a full name, after `known_classes`; None where there is none."""
+    module, _, last = name.rpartition(".")
+    if module:
+        with suppress(ImportError):
+            found = getattr(importlib.import_module(module), last, None)
+            return found if isinstance(found, type) and issubclass(found, base) else None
+        return None
+    kinds = [base]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return next((kind for kind in kinds if kind.__name__ == name), None)
 
 
 def known_classes() -> None:

@@ -76,14 +76,14 @@ def test_a_part_of_its_own_keeps_the_weights_it_has(tmp_path):
     torch.save(checkpoint(state_dict=shared), tmp_path / "some.ckpt")
     with pytest.raises(MisconfigurationException, match=r"own.bias is absent in the file"):
         load(tmp_path / "some.ckpt", module)
-    load_first_weights(module, "hw", FACTS, str(tmp_path / "some.ckpt"), ["source"], ["own", "other"])
+    load_first_weights(module, "hw", FACTS, str(tmp_path / "some.ckpt"), ["source"], ["net"])
     assert torch.equal(module.net.weight, shared["net.weight"])
     assert torch.equal(module.own.weight, before)
     torch.save(checkpoint(state_dict=shared | {"own.weight": torch.zeros(2, 2)}), tmp_path / "half.ckpt")
     with pytest.raises(MisconfigurationException, match=r"own.bias is absent in the file"):
-        load_first_weights(module, "hw", FACTS, str(tmp_path / "half.ckpt"), ["source"], ["own"])
+        load_first_weights(module, "hw", FACTS, str(tmp_path / "half.ckpt"), ["source"], ["net"])
     torch.save(checkpoint(state_dict=shared | {"other.weight": torch.zeros(2, 2)}), tmp_path / "more.ckpt")
     with pytest.raises(MisconfigurationException, match=r"other.weight is \(2, 2\) in the file, absent in the model"):
-        load_first_weights(module, "hw", FACTS, str(tmp_path / "more.ckpt"), ["source"], ["own"])
-    load_first_weights(module, "hw", FACTS, str(tmp_path / "more.ckpt"), ["source"], ["own", "other"])
+        load_first_weights(module, "hw", FACTS, str(tmp_path / "more.ckpt"), ["source"], ["net", "other"])
+    load_first_weights(module, "hw", FACTS, str(tmp_path / "more.ckpt"), ["source"], ["net"])
     assert torch.equal(module.own.weight, before)

@@ -166,7 +166,7 @@ def test_default_run_folder(tmp_path, monkeypatch):
     for config in ("configs/hw1_covid/medium.yaml", PROJECT / "configs/hw1_covid/medium.yaml", "hw1_covid/medium.yaml"):
         if config == "hw1_covid/medium.yaml":
             monkeypatch.chdir(PROJECT / "configs")
-        _, run, _ = plan(["fit", "--config", str(config)])
+        run = plan(["fit", "--config", str(config)]).run
         assert run.path.parent == tmp_path / "here" / "runs" / "hw1_covid" / "medium"
         assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", run.path.name)
 
