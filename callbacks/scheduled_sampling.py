@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -91,7 +92,8 @@ class ScheduledSampling(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Set the probability of this step."""
         pl_module.teacher_forcing = self.probability(trainer.global_step, self._steps)
-        pl_module.log("teacher_forcing", pl_module.teacher_forcing)
+        # as a tensor on the CPU: Lightning would copy a number to the device, and wait for it
+        pl_module.log("teacher_forcing", torch.tensor(pl_module.teacher_forcing))
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Leave the module as one that reads the truth."""

@@ -37,7 +37,8 @@ class CovidRows(Dataset):
         return len(self.parts["x"])
 
     def __getitem__(self, rows: Tensor) -> dict[str, Tensor]:
-        return {"row": rows} | {name: part[rows] for name, part in self.parts.items()}
+        index = rows.to(self.parts["x"].device, non_blocking=True)
+        return {"row": rows} | {name: part[index] for name, part in self.parts.items()}
 
 
 class CovidData(HomeworkData):

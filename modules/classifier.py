@@ -82,11 +82,11 @@ class Classifier(HomeworkModule):
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.confusion = MulticlassConfusionMatrix(count, validate_args=False)
 
-    def judge(self, batch: dict[str, Tensor]) -> Judged:
+    def judge(self, batch: dict[str, Any]) -> Judged:
         """What the networks say of a batch."""
         raise NotImplementedError
 
-    def remember(self, batch: dict[str, Tensor], judged: Judged, y: Tensor) -> None:
+    def remember(self, batch: dict[str, Any], judged: Judged, y: Tensor) -> None:
         """Keep what the pictures and tables show."""
         raise NotImplementedError
 
@@ -94,7 +94,7 @@ class Classifier(HomeworkModule):
         """Drop what the epoch before left for pictures and tables."""
         raise NotImplementedError
 
-    def of_each_row(self, batch: dict[str, Tensor], name: str) -> Tensor:
+    def of_each_row(self, batch: dict[str, Any], name: str) -> Tensor:
         """The batch's `y` or `row` (N,) of all that is classified."""
         return batch[name]
 
@@ -115,7 +115,7 @@ class Classifier(HomeworkModule):
         self.track(loss / len(scores), scores.argmax(-1) == every)
         return loss
 
-    def evaluate(self, batch: dict[str, Tensor], stage: Literal["val", "test"]) -> tuple[Judged, Tensor]:
+    def evaluate(self, batch: dict[str, Any], stage: Literal["val", "test"]) -> tuple[Judged, Tensor]:
         """Judge a batch and log its metrics; returns what was said and the targets (N,)."""
         metrics, loss = (self.val_metrics, self.val_loss) if stage == "val" else (self.test_metrics, self.test_loss)
         judged, y = self.judge(batch), self.of_each_row(batch, "y")
@@ -136,15 +136,15 @@ class Classifier(HomeworkModule):
         """Forget the epoch before."""
         self.on_validation_epoch_start()
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Metrics and cross-entropy of what was held out."""
         self.evaluate(batch, "val")
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """As validation, on test data whose classes are known."""
         self.evaluate(batch, "test")
 
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Row numbers (N,) and class probabilities (N, C)."""
         return {"row": self.of_each_row(batch, "row"), "prediction": self.judge(batch).probabilities}
 

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import WordErrorRate
 
 from modules.classifier import Classifier, Judged, check_shares, mean_log_probabilities
+from modules.nets.attention import padding_mask
 from modules.nets.vocal_tract import VocalTract
 from modules.nets.window_mlp import WindowMLP
 from modules.pictures.classifiers import class_accuracy, confusion_matrix, labelled_frames
@@ -103,48 +104,51 @@ class PhonemeClassifier(Classifier):
             scores.append(head(net(seen, mask)))
         return torch.stack(scores)
 
-    def of_each_row(self, batch: dict[str, Tensor], name: str) -> Tensor:
+    def of_each_row(self, batch: dict[str, Any], name: str) -> Tensor:
         """The batch's `y` or `row` of all frames that are there (F,), one utterance after the other."""
-        return batch[name][batch["mask"]] if "mask" in batch else batch[name]
+        return batch[name].flatten().index_select(0, batch["places"]) if "mask" in batch else batch[name]
 
-    def scores(self, batch: dict[str, Tensor]) -> Tensor:
+    def scores(self, batch: dict[str, Any]) -> Tensor:
         """Class scores of every member (M, F, C) for all frames that are there, one utterance after the other."""
         if "mask" not in batch:
             return self(batch["x"])
-        return self(batch["x"], batch["mask"])[:, batch["mask"]]
+        # a mask as index would wait for the device, to learn how many frames there are
+        return self(batch["x"], batch["mask"]).flatten(1, 2).index_select(1, batch["places"])
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Cross-entropy, the mean over frames and members."""
         return self.members_loss(self.scores(batch), self.of_each_row(batch, "y"))
 
     # judging
 
-    def judge(self, batch: dict[str, Tensor]) -> Judged:
+    def judge(self, batch: dict[str, Any]) -> Judged:
         """The members' mean, and with smoothing the classes on the likeliest path of each utterance."""
         logs = mean_log_probabilities(self.scores(batch))
         if not self.smoothing:
             return Judged(logs, logs)
-        sizes = lengths(batch)
+        sizes = batch.get("lengths")
         if not sizes:
             raise MisconfigurationException("model.smoothing needs to know where utterances end; TIMIT-11 does not")
         padded = pad_sequence(list(logs.split(sizes)), batch_first=True)
-        mask = torch.arange(max(sizes), device=logs.device) < torch.tensor(sizes, device=logs.device).unsqueeze(1)
-        path = viterbi(padded, self.smoothing * self.transitions, mask)[mask]
+        mask = padding_mask(torch.tensor(sizes), max(sizes))
+        places = mask.flatten().nonzero().squeeze(1).to(logs.device, non_blocking=True)
+        path = viterbi(padded, self.smoothing * self.transitions, mask.to(logs.device, non_blocking=True))
+        path = path.flatten().index_select(0, places)
         return Judged(logs, F.one_hot(path, logs.shape[1]).to(logs.dtype))
 
-    def evaluate(self, batch: dict[str, Tensor], stage: Literal["val", "test"]) -> tuple[Judged, Tensor]:
+    def evaluate(self, batch: dict[str, Any], stage: Literal["val", "test"]) -> tuple[Judged, Tensor]:
         """In a test the phone error rate too, which is slow: edits are counted in Python."""
         judged, y = super().evaluate(batch, stage)
-        if stage == "test" and (sizes := lengths(batch)):
+        if stage == "test" and (sizes := batch.get("lengths")):
             said, true = ([phones(part) for part in labels.cpu().split(sizes)] for labels in (judged.answers, y))
             self.error.update(said, true)
             self.log("test/phone_error_rate", self.error, on_step=False, on_epoch=True, batch_size=len(y))
         return judged, y
 
-    def remember(self, batch: dict[str, Tensor], judged: Judged, y: Tensor) -> None:
+    def remember(self, batch: dict[str, Any], judged: Judged, y: Tensor) -> None:
         """Keep the first utterance, or its beginning."""
         if self._shown is None:
-            first = slice(min(SHOWN, (lengths(batch) or [SHOWN])[0]))
+            first = slice(min(SHOWN, batch.get("lengths", [SHOWN])[0]))
             x = batch["x"][0] if "mask" in batch else batch["x"][:, batch["x"].shape[1] // 2]
             self._shown = x[first].float().cpu(), y[first].cpu(), judged.answers[first].cpu()
 
@@ -174,12 +178,6 @@ class PhonemeClassifier(Classifier):
         found = (matrix.diagonal() / frames.clamp(min=1)).tolist()
         rows = [[name, n, share] for name, n, share in zip(self.facts["classes"], frames.tolist(), found, strict=True)]
         return {"classes": (["class", "frames", "accuracy"], rows)}
-
-
-def lengths(batch: dict[str, Tensor]) -> list[int]:
-    """Frames of each utterance of the batch; nothing where its ends are not known."""
-    found = batch["mask"].sum(1) if "mask" in batch else batch.get("lengths")
-    return [] if found is None else found.tolist()
 
 
 def phones(labels: Tensor) -> str:

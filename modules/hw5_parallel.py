@@ -13,12 +13,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modules.hw5_translation import Translator
+from modules.nets.attention import padding_mask
 from modules.nets.parallel_seq2seq import LengthPredictor, UnknownWords, Upsampling
 from modules.nets.seq2seq import Memory, Seq2Seq, TransformerSeq2Seq
 from modules.pictures.drafts import drafts_grid
 from modules.translation.ctc import alignment, collapse, ctc_losses, fits
 from modules.translation.losses import smoothed_cross_entropy
-from modules.translation.parallel_search import Draft, ctc_paths, cut, long_outputs, long_states, mask_predict, refine
+from modules.translation.parallel_search import (
+    Draft,
+    ctc_paths,
+    cut,
+    flat_places,
+    long_outputs,
+    long_states,
+    mask_predict,
+    refine,
+)
 
 
 def some(valid: Tensor, count: Tensor) -> Tensor:
@@ -76,9 +86,10 @@ class ParallelTranslator(Translator, ABC):
         valid = (target != self.ends.pad) & (target != self.ends.eos)
         return target.where(valid, self.ends.pad)[:, :-1], valid[:, :-1]
 
-    def _lengths(self, source: Tensor) -> Tensor:
-        """Tokens of each source (B, S), EOS among them: (B,)."""
-        return (source != self.ends.pad).sum(1)
+    def _sizes(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Tokens of each source, EOS among them, and words of each target without it: (B,) each, on the CPU."""
+        read, said = torch.tensor(batch["lengths"])
+        return read, said - 1
 
     @abstractmethod
     def _losses(self, batch: dict[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:
@@ -125,23 +136,35 @@ class MaskedTranslator(ParallelTranslator):
         super().build(facts)
         self.unknown, self.predictor = UnknownWords(self.net.d_model), LengthPredictor(self.net.d_model)
 
-    def _known(self, words: Tensor, valid: Tensor, memory: Memory) -> Tensor:
-        """Which words (B, T) the decoder is given in training."""
-        count = valid.sum(1)
-        unknown = 1 + (torch.rand(len(count), device=count.device) * count).long()
-        return some(valid, count - unknown)
+    def _known(self, words: Tensor, valid: Tensor, memory: Memory, count: Tensor) -> Tensor:
+        """Which words (B, T) the decoder is given in training, on the CPU where it can be drawn there.
+
+        Args:
+            words, valid: Of the targets, (B, T).
+            memory: Of the sources.
+            count: Words of each target (B,), on the CPU.
+        """
+        unknown = 1 + (torch.rand(len(count)) * count).long()
+        return some(padding_mask(count, words.shape[1]), count - unknown)
 
     def _losses(self, batch: dict[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:
         """Loss of every unknown word, then of every length; which unknown words are right."""
         words, valid = self._words(batch["target"])
+        read, count = self._sizes(batch)
         memory = self._memory(batch["source"])
-        known = self._known(words, valid, memory) if self.training else torch.zeros_like(valid)
-        asked = valid & ~known
-        logits = self.net.logits(self._say(words, known, valid, memory)[asked])
-        losses = smoothed_cross_entropy(logits, words[asked], smoothing)
-        lengths = self.predictor.classes(self._lengths(batch["source"]), valid.sum(1))
+        known = (
+            self._known(words, valid, memory, count) if self.training else torch.zeros(words.shape, dtype=torch.bool)
+        )
+        # numbers of places, not a mask as index: where the host knows how many there are, it need not wait
+        asked = (padding_mask(count, words.shape[1]).to(known.device) & ~known).flatten().nonzero().squeeze(1)
+        known, asked, lengths = (
+            part.to(words.device, non_blocking=True) for part in (known, asked, self.predictor.classes(read, count))
+        )
+        logits = self.net.logits(self._say(words, known, valid, memory).flatten(0, 1).index_select(0, asked))
+        gold = words.flatten().index_select(0, asked)
+        losses = smoothed_cross_entropy(logits, gold, smoothing)
         surprise = F.cross_entropy(self.predictor(memory).float(), lengths, reduction="none")
-        return torch.cat([losses, surprise]), logits.argmax(1) == words[asked]
+        return torch.cat([losses, surprise]), logits.argmax(1) == gold
 
     def _say(self, words: Tensor, known: Tensor, valid: Tensor, memory: Memory) -> Tensor:
         """States (B, T, D) of words (B, T) of which only some are known."""
@@ -215,14 +238,15 @@ class OneShotTranslator(MaskedTranslator):
         _check_share(glance)
         self.glance = glance
 
-    def _known(self, words: Tensor, valid: Tensor, memory: Memory) -> Tensor:
-        """Which words (B, T) the decoder is given in training."""
-        nothing = torch.zeros_like(valid)
+    def _known(self, words: Tensor, valid: Tensor, memory: Memory, count: Tensor) -> Tensor:
+        """Which words (B, T) the decoder is given in training; with `glance` known on the device alone: a wait."""
         if not self.glance:
-            return nothing
+            return torch.zeros(words.shape, dtype=torch.bool)
+        places = flat_places(count, words.shape[1]).to(words.device, non_blocking=True)
         with torch.no_grad():
-            said = torch.full_like(words, self.ends.pad)
-            said[valid] = self.net.logits(self._say(words, nothing, valid, memory)[valid]).argmax(1)
+            states = self._say(words, torch.zeros_like(valid), valid, memory).flatten(0, 1).index_select(0, places)
+            said = torch.full_like(words, self.ends.pad).flatten()
+            said = said.index_copy(0, places, self.net.logits(states).argmax(1)).view_as(words)
         return some(valid, (self.glance * (said != words).sum(1)).long())
 
 
@@ -248,12 +272,15 @@ class LongOutputTranslator(ParallelTranslator):
     def _losses(self, batch: dict[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:
         """Loss (n,) of every word and EOS, and whether the likeliest word was right (n,)."""
         source, target = batch["source"], batch["target"]
-        states, places = long_states(self.net, self.unknown, source, source != self.ends.pad, self.ends)
-        shared = min(target.shape[1], places.shape[1])
-        target = target[:, :shared]
-        asked = (target != self.ends.pad) & places[:, :shared]
-        logits = self.net.logits(states[:, :shared][asked])
-        return smoothed_cross_entropy(logits, target[asked], smoothing), logits.argmax(1) == target[asked]
+        read, count = self._sizes(batch)
+        mask = source != self.ends.pad
+        states, limits = long_states(self.net, self.unknown, source, mask, self.ends, read.tolist())
+        shared = min(target.shape[1], states.shape[1])
+        asked = flat_places(torch.minimum(count + 1, torch.tensor(limits)), shared)
+        asked = asked.to(source.device, non_blocking=True)
+        logits = self.net.logits(states[:, :shared].flatten(0, 1).index_select(0, asked))
+        gold = target[:, :shared].flatten().index_select(0, asked)
+        return smoothed_cross_entropy(logits, gold, smoothing), logits.argmax(1) == gold
 
     def translate(self, source: Tensor, beam: int | None = None) -> list[str]:
         """What is said of each source (B, S), as cleaned text; there is nothing to search for with a beam."""
@@ -324,7 +351,8 @@ class CTCTranslator(ParallelTranslator):
         words, valid = self._words(batch["target"])
         memory = self._memory(source)
         read, mask = self.upsampling(memory)
-        count, places = valid.sum(1), mask.sum(1)
+        lengths, said = self._sizes(batch)
+        places, count = (part.to(source.device, non_blocking=True) for part in (self.ratio * lengths, said))
         if self.training and self.glance:
             with torch.no_grad():
                 first = self.net.logits(self.net.decode(read, memory, mask))
@@ -333,11 +361,13 @@ class CTCTranslator(ParallelTranslator):
             known = some(mask, (self.glance * wrong.sum(1)).long())
             read = self.net.embed(told).where(known.unsqueeze(2), read)
         logits = self.net.logits(self.net.decode(read, memory, mask))
-        losses = ctc_losses(logits, places, words, count, blank)
+        losses = ctc_losses(logits, self.ratio * lengths, words, said, blank)
+        shares, total = losses / count.clamp(min=1), int(said.sum())
         if not self.training:
             enough = fits(places, words, count)
-            losses, count = losses[enough], count[enough]
-        return (losses / count.clamp(min=1)).repeat_interleave(count), valid.new_zeros(0)
+            shares, count = shares[enough], count[enough]
+            total = int(count.sum())
+        return shares.repeat_interleave(count, output_size=total), valid.new_zeros(0)
 
     def translate(self, source: Tensor, beam: int | None = None) -> list[str]:
         """What the likeliest path of each source (B, S) stands for, as cleaned text; there is no beam."""

@@ -146,10 +146,10 @@ class Translator(HomeworkModule):
 
     def _losses(self, batch: dict[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:
         """Loss (n,) of every valid target token, and whether the likeliest word was right (n,)."""
-        target = batch["target"]
-        valid = target != self.ends.pad
-        logits = self.net.logits(self._states(batch["source"], target)[valid])
-        return smoothed_cross_entropy(logits, target[valid], smoothing), logits.argmax(1) == target[valid]
+        target, places = batch["target"], batch["places"]
+        gold = target.flatten().index_select(0, places)
+        logits = self.net.logits(self._states(batch["source"], target).flatten(0, 1).index_select(0, places))
+        return smoothed_cross_entropy(logits, gold, smoothing), logits.argmax(1) == gold
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Mean over the valid tokens of all ranks."""

@@ -5,6 +5,12 @@ from torch import Tensor
 from torch.distributions import Beta
 
 
+def _shares(target: Tensor, alpha: float, *shape: int) -> Tensor:
+    """Draws from Beta(alpha, alpha), made where the target is; unchecked, as each check waits for the device."""
+    both = target.new_full((), alpha)
+    return Beta(both, both, validate_args=False).sample(shape)
+
+
 def mixup(x: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """Mixup (Zhang et al. 2018, arXiv 1710.09412): lambda x_i + (1 - lambda) x_j, and so the targets.
 
@@ -14,7 +20,7 @@ def mixup(x: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
         alpha: lambda ~ Beta(alpha, alpha), one a sample.
     """
     other = torch.randperm(len(x), device=x.device)
-    share = Beta(*target.new_full((2,), alpha)).sample((len(x),))  # drawn where it is used: nothing waits
+    share = _shares(target, alpha, len(x))
     by_image, by_class = share.view(-1, 1, 1, 1).to(x.dtype), share.view(-1, 1)
     return torch.lerp(x[other], x, by_image), torch.lerp(target[other], target, by_class)
 
@@ -26,7 +32,7 @@ def cutmix(x: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     counted anew from its pixels, as in the authors' code. Arguments as in `mixup`.
     """
     other = torch.randperm(len(x), device=x.device)
-    share = Beta(*target.new_full((2,), alpha)).sample((len(x), 1))
+    share = _shares(target, alpha, len(x), 1)
     inside = []  # of the box, (B, H) and (B, W)
     for size in x.shape[2:]:
         half = (size * (1 - share).sqrt() / 2).long()

@@ -1,4 +1,10 @@
-"""Datasets of frames: windows of frames, and whole utterances."""
+"""Datasets of frames: windows of frames, and whole utterances.
+
+Frames are gathered on the device they lie on. What the host must know of a batch (lengths) is a list, which stays on
+the host: nobody waits for it.
+"""
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +19,7 @@ class Windows(Dataset):
     """Windows of single frames: x (B, n, 39), row (B,), y (B,) where known.
 
     Indexed by (epoch, rows (1, B), draws) in training; else by the utterances of a batch, whose frames come one
-    utterance after the other, with their lengths (U,).
+    utterance after the other, with a list of their U lengths.
     """
 
     def __init__(self, packed: Packed, labels: Tensor | None, window: int, device: torch.device) -> None:
@@ -23,11 +29,13 @@ class Windows(Dataset):
         self.labels = None if labels is None else labels.to(device)
         self.window = window
 
-    def __getitem__(self, index: tuple[int, Tensor, Tensor] | Tensor) -> dict[str, Tensor]:
+    def __getitem__(self, index: tuple[int, Tensor, Tensor] | Tensor) -> dict[str, Any]:
         if isinstance(index, tuple):
-            return self._gather(index[1][0].contiguous().to(self.offsets.device))  # a rank's share has gaps
+            return self._gather(
+                index[1][0].contiguous().to(self.offsets.device, non_blocking=True)
+            )  # a rank's share has gaps
         spans = [torch.arange(self.ends[u], self.ends[u + 1], device=self.offsets.device) for u in index.tolist()]
-        lengths = torch.tensor([len(span) for span in spans])
+        lengths = [len(span) for span in spans]
         return self._gather(torch.cat(spans)) | {"lengths": lengths}
 
     def _gather(self, rows: Tensor) -> dict[str, Tensor]:
@@ -51,18 +59,23 @@ class ReadyWindows(Dataset):
 class Utterances(Dataset):
     """Whole utterances, padded at their ends: x (U, T, 39), mask (U, T), row (U, T), y (U, T) where known.
 
-    Where the mask is False, x is 0 and row and y repeat those of the utterance's last frame.
+    Where the mask is False, x is 0 and row and y repeat those of the utterance's last frame. places (F,) are the F
+    frames that are there as numbers into the flattened (U, T), and lengths, a list of U, counts them by utterance.
     """
 
     def __init__(self, packed: Packed, labels: Tensor | None, device: torch.device) -> None:
-        self.frames, self.offsets = packed.frames.to(device), packed.offsets.to(device)
+        self.frames, self.offsets = packed.frames.to(device), packed.offsets
         self.labels = None if labels is None else labels.to(device)
 
-    def __getitem__(self, utterances: Tensor) -> dict[str, Tensor]:
-        utterances = utterances.to(self.offsets.device)
+    def __getitem__(self, utterances: Tensor) -> dict[str, Any]:
         first, last = self.offsets[utterances, None], self.offsets[utterances + 1, None] - 1
-        place = first + torch.arange(int((last - first).max()) + 1, device=first.device)
-        mask, row = place <= last, torch.minimum(place, last)
+        lengths = last - first + 1
+        place = first + torch.arange(int(lengths.max()))
+        there = place <= last
+        mask, row, places = (
+            part.to(self.frames.device, non_blocking=True)
+            for part in (there, torch.minimum(place, last), there.flatten().nonzero().squeeze(1))
+        )
         x = self.frames.index_select(0, row.flatten()).view(*row.shape, -1).masked_fill(~mask.unsqueeze(-1), 0)
-        batch = {"x": x, "mask": mask, "row": row}
+        batch = {"x": x, "mask": mask, "row": row, "places": places, "lengths": lengths.squeeze(1).tolist()}
         return batch if self.labels is None else batch | {"y": self.labels[row]}

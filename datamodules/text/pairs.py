@@ -11,8 +11,26 @@ from datamodules.text.corpus import TokenCorpus
 from datamodules.text.tokenizer import PAD, Tokenizer
 
 
+def pair_batch(source: Tensor, target: Tensor, rows: Tensor) -> dict[str, Any]:
+    """What a translator trains on, from padded tokens (B, S) and (B, T) and the numbers of their rows (B,).
+
+    Returns:
+        source, target and row as they came; places (n,), the n tokens of the targets as numbers into the flattened
+        (B, T); lengths, two lists of B numbers, the tokens of each source and of each target, eos among them. Lists
+        stay on the host, so that nobody waits for the device to learn them.
+    """
+    there = target != PAD
+    return {
+        "source": source,
+        "target": target,
+        "row": rows,
+        "places": there.flatten().nonzero().squeeze(1),
+        "lengths": [(source != PAD).sum(1).tolist(), there.sum(1).tolist()],
+    }
+
+
 class Pairs(Dataset):
-    """Padded batches of pairs: source (B, S), target (B, T) and row (B,), all int64; tokens end in eos and then 0.
+    """Padded batches of pairs (`pair_batch`), all int64; tokens end in eos and then 0.
 
     Args:
         corpus: All pairs.
@@ -33,11 +51,7 @@ class Pairs(Dataset):
         index = rows.numpy()
         first = None if self.tagged is None else np.where(index >= self.tagged, self.tag, PAD)
         source = self.corpus.padded(index, self.source, self.longest, self.multiple, first)
-        return {
-            "source": source,
-            "target": self.corpus.padded(index, 1 - self.source, self.longest, self.multiple),
-            "row": rows,
-        }
+        return pair_batch(source, self.corpus.padded(index, 1 - self.source, self.longest, self.multiple), rows)
 
 
 class JudgedPairs(Dataset):

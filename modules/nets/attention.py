@@ -23,27 +23,31 @@ def key_mask(valid: Tensor | None) -> Tensor | None:
 class KVCache:
     """Keys and values (B, heads, T, D / heads) of one attention, for decoding step by step.
 
-    An empty one grows along time with each step of self-attention. It is grown by concatenation, not written into a
-    preallocated block: beam search copies all of it at every step anyway, and no maximum length has to be known.
+    An empty one grows along time with each step of self-attention: within a block that has `room` for so many steps, or
+    by concatenation where this is 0, as in beam search, which copies all of it at every step anyway.
     One from `MultiHeadAttention.remember` is fixed: the memory of cross-attention, projected once.
     """
 
-    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None) -> None:
+    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None, room: int = 0) -> None:
         self.keys = keys
         self.values = values
         self.fixed = keys is not None
-
-    @property
-    def length(self) -> int:
-        """T so far."""
-        return 0 if self.keys is None else self.keys.shape[2]
+        self.room, self.length = room, 0 if keys is None else keys.shape[2]
+        """`length` is T so far."""
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add (B, heads, t, D / heads) at the end; all keys and values so far."""
-        if self.keys is not None and self.values is not None:
-            keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
-        self.keys, self.values = keys, values
-        return keys, values
+        start, self.length = self.length, self.length + keys.shape[2]
+        if not self.room:
+            if self.keys is not None and self.values is not None:
+                keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+            self.keys, self.values = keys, values
+            return keys, values
+        if self.keys is None or self.values is None:
+            shape = (*keys.shape[:2], self.room, keys.shape[3])
+            self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
+        self.keys[:, :, start : self.length], self.values[:, :, start : self.length] = keys, values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def reorder(self, index: Tensor) -> None:
         """Row i becomes the old row index[i]: permutes, drops or repeats rows; index (N,) leaves N of them."""
@@ -100,7 +104,8 @@ class MultiHeadAttention(nn.Module):
 
     def remember(self, memory: Tensor) -> KVCache:
         """Keys and values of a memory (B, Tk, D), for `forward` to take as cache in place of the memory."""
-        return KVCache(*self._project(memory, 1, 3))
+        keys, values = self._project(memory, 1, 3)
+        return KVCache(keys, values)
 
     def _queries_keys_values(
         self, query: Tensor, key_value: Tensor | None, cache: KVCache | None

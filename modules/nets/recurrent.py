@@ -2,12 +2,15 @@
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
 class Recurrent(nn.Module):
     """A stack of recurrent layers that never sees padding: the backward direction begins at each sequence's own end.
+
+    It computes in the type of its weights, also under autocast.
 
     Args:
         features: Width of the input.
@@ -42,12 +45,15 @@ class Recurrent(nn.Module):
             mask: (B, T), as in `forward`.
             hidden: The state to begin with, as torch has it: (layers x directions, B, hidden), an LSTM two of them.
         """
-        if mask is None:
-            return self.rnn(x, hidden)
-        # torch wants the lengths on the CPU: one wait for the device a batch
-        packed = pack_padded_sequence(x, mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
-        out, hidden = self.rnn(packed, hidden)
-        return pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])[0], hidden
+        # under autocast cuDNN would take float16 whatever the type asked for, where most of the gradients are zero
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(next(self.rnn.parameters()).dtype)
+            if mask is None:
+                return self.rnn(x, hidden)
+            # torch wants the lengths on the CPU: one wait for the device a batch
+            packed = pack_padded_sequence(x, mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
+            out, hidden = self.rnn(packed, hidden)
+            return pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])[0], hidden
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, features) -> (B, T, out); mask (B, T) is True for the frames that are there, from the first on.

@@ -109,8 +109,8 @@ class RecurrentSeq2Seq(Seq2Seq):
         """(B, T, E) -> (B, T, E)."""
         return self._run(embedded, memory, memory.hidden)[0]
 
-    def start(self, memory: Memory) -> RecurrentState:
-        """The encoder's last states, side by side."""
+    def start(self, memory: Memory, room: int = 0) -> RecurrentState:
+        """The encoder's last states, side by side; they need no room to grow."""
         assert memory.hidden is not None
         return RecurrentState(memory.hidden, memory)
 

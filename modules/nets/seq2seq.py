@@ -49,8 +49,8 @@ class Seq2Seq(nn.Module, ABC):
         """All steps at once: word vectors (B, T, E) of what comes before each -> states (B, T, D)."""
 
     @abstractmethod
-    def start(self, memory: Memory) -> Any:
-        """The state before the first step; one row a sentence."""
+    def start(self, memory: Memory, room: int = 0) -> Any:
+        """The state before the first step; one row a sentence. `room`: most steps to come, 0 where it is unknown."""
 
     @abstractmethod
     def step(self, embedded: Tensor, state: Any) -> Tensor:
@@ -137,9 +137,9 @@ class TransformerSeq2Seq(Seq2Seq):
         """(B, T, D) -> (B, T, D); the mask (B, T) of the target is needed where the decoder is not causal."""
         return self.decoder(self.dropout(self.positions(embedded)), memory.outputs, mask, memory.mask)
 
-    def start(self, memory: Memory) -> DecoderCache:
+    def start(self, memory: Memory, room: int = 0) -> DecoderCache:
         """Keys and values of the memory, and room for those to come."""
-        return self.decoder.start(memory.outputs, memory.mask)
+        return self.decoder.start(memory.outputs, memory.mask, room)
 
     def step(self, embedded: Tensor, state: DecoderCache) -> Tensor:
         """(N, t, D) -> (N, t, D)."""

@@ -223,8 +223,10 @@ class Decoder(nn.Module):
             x = layer(x, memory, mask, memory_mask)
         return self.norm(x)
 
-    def start(self, memories: Sequence[Tensor], memory_mask: Tensor | None = None) -> DecoderCache:
+    def start(self, memories: Sequence[Tensor], memory_mask: Tensor | None = None, room: int = 0) -> DecoderCache:
         """The cache before the first step, with the keys and values of every layer's memory.
+
+        Where the most steps to come are known, `room` makes place for them at once.
 
         Raises:
             ValueError: A layer is not causal: its earlier frames would change with every new one.
@@ -234,7 +236,7 @@ class Decoder(nn.Module):
         layers = [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
         pairs = zip(layers, self.routing(memories), strict=True)
         crosses = [layer.multihead_attn.remember(memory) for layer, memory in pairs]
-        return DecoderCache([(KVCache(), cross) for cross in crosses], memory_mask)
+        return DecoderCache([(KVCache(room=room), cross) for cross in crosses], memory_mask)
 
     def step(self, x: Tensor, cache: DecoderCache) -> Tensor:
         """The next frames, usually one: (B, t, D) -> (B, t, D); the cache is updated."""

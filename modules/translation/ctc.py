@@ -24,9 +24,9 @@ def ctc_losses(logits: Tensor, places: Tensor, words: Tensor, counts: Tensor, bl
 
     Args:
         logits: (B, N, V).
-        places: How many of the N are each row's, (B,).
+        places: How many of the N are each row's, (B,); on the CPU, where torch wants it: elsewhere it waits for a copy.
         words: (B, T), padded with anything.
-        counts: How many of the T are each row's, (B,).
+        counts: How many of the T are each row's, (B,); likewise.
         blank: A word that no output has.
     """
     logs = logits.float().log_softmax(2).transpose(0, 1)
@@ -34,14 +34,16 @@ def ctc_losses(logits: Tensor, places: Tensor, words: Tensor, counts: Tensor, bl
 
 
 def fits(places: Tensor, words: Tensor, counts: Tensor) -> Tensor:
-    """Whether the places are enough for each output, (B,) bool; arguments as of `ctc_losses`."""
+    """Whether the places are enough for each output, (B,) bool; arguments as of `ctc_losses`, all on one device."""
     neighbours = torch.arange(1, words.shape[1], device=words.device) < counts.unsqueeze(1)
     return places >= counts + ((words[:, 1:] == words[:, :-1]) & neighbours).sum(1)
 
 
 @torch.no_grad()
 def alignment(logits: Tensor, places: Tensor, words: Tensor, counts: Tensor, blank: int) -> Tensor:
-    """The likeliest path of each output by Viterbi's algorithm: (B, N) words or blanks; arguments as of `ctc_losses`.
+    """The likeliest path of each output by Viterbi's algorithm: (B, N) words or blanks.
+
+    Arguments as of `ctc_losses`, all on one device.
 
     Beyond a row's places there are blanks. Where the places are too few, the path means nothing.
     """

@@ -20,7 +20,8 @@ from modules.translation.search import Ends, Hypothesis
 def _log_probabilities(net: TransformerSeq2Seq, states: Tensor, never: list[int]) -> Tensor:
     """(..., D) -> (..., V) in float32, -inf for words that may not be said."""
     logs = net.logits(states).float().log_softmax(-1)
-    logs[..., never] = -torch.inf
+    for word in never:  # a list as index would be copied to the device
+        logs[..., word] = -torch.inf
     return logs
 
 
@@ -128,7 +129,7 @@ def mask_predict(
         said, and of their number, which counts as one more word as it does in training; by a rescorer that of words
         and EOS. By their words alone (Ghazvininejad et al. 2019) too short a length may win: docs/hw5_decoding.md.
     """
-    limits = torch.tensor([n - 1 for n in ends.limits([net], source, mask)], device=source.device).clamp(min=1)
+    limits = torch.tensor([max(1, n - 1) for n in ends.limits([net], source, mask)], device=source.device)
     memory = net.encode(source, mask)
     read, logits = _lengths(source, mask), predictor(memory).float()
     tried = predictor.likeliest(logits, read, limits, candidates)
@@ -157,13 +158,26 @@ def cut(words: Sequence[int], end: int) -> list[int]:
 
 
 def long_states(
-    net: TransformerSeq2Seq, unknown: UnknownWords, source: Tensor, mask: Tensor | None, ends: Ends
-) -> tuple[Tensor, Tensor]:
-    """States (B, L, D) of as many places as a search word by word may take steps, and where there are any (B, L)."""
-    limits = ends.limits([net], source, mask)
-    places = padding_mask(torch.tensor(limits, device=source.device), max(limits))
+    net: TransformerSeq2Seq,
+    unknown: UnknownWords,
+    source: Tensor,
+    mask: Tensor | None,
+    ends: Ends,
+    lengths: Sequence[int] | None = None,
+) -> tuple[Tensor, list[int]]:
+    """States (B, L, D) of as many places as a search word by word may take steps, and how many each source has.
+
+    lengths are those of the sources, where they are known.
+    """
+    limits = ends.limits([net], source, mask, lengths)
+    places = padding_mask(torch.tensor(limits), max(limits)).to(source.device, non_blocking=True)
     words = torch.full_like(places, ends.pad, dtype=torch.int64)
-    return net.decode(unknown(net.embed(words), ~places), net.encode(source, mask), places), places
+    return net.decode(unknown(net.embed(words), ~places), net.encode(source, mask), places), limits
+
+
+def flat_places(counts: Tensor, length: int) -> Tensor:
+    """The first counts[b] places of each row b of (B, length), as numbers into it when flattened; counts on the CPU."""
+    return padding_mask(counts, length).flatten().nonzero().squeeze(1)
 
 
 @torch.inference_mode()
@@ -171,9 +185,12 @@ def long_outputs(
     net: TransformerSeq2Seq, unknown: UnknownWords, source: Tensor, mask: Tensor | None, ends: Ends
 ) -> list[list[int]]:
     """The likeliest word, or EOS, in each place of each source (B, S), not yet cut."""
-    states, places = long_states(net, unknown, source, mask, ends)
-    said = _log_probabilities(net, states[places], [ends.pad, ends.bos]).argmax(-1)
-    return [output.tolist() for output in said.split(places.sum(1).tolist())]
+    states, limits = long_states(net, unknown, source, mask, ends)
+    places = flat_places(torch.tensor(limits), states.shape[1]).to(source.device, non_blocking=True)
+    chosen = states.flatten(0, 1).index_select(0, places)
+    said = _log_probabilities(net, chosen, [ends.pad, ends.bos]).argmax(-1).tolist()
+    rest = iter(said)
+    return [list(itertools.islice(rest, count)) for count in limits]
 
 
 # CTC

@@ -2,6 +2,9 @@
 
 Every search takes several translators, whose probabilities are averaged (an ensemble), and goes word by word from the
 states that `Seq2Seq.start` gives. The nets decode as they are: put them in eval mode for results without dropout.
+
+On a GPU the host only now and then looks for sentences that are done, as it has to wait for the device to see them
+(LOOK); in between, they go on with the others and nothing that they say is kept.
 """
 
 import itertools
@@ -13,6 +16,10 @@ import torch
 from torch import Tensor
 
 from modules.nets.seq2seq import Memory, Seq2Seq
+
+LOOK = {"cpu": 1}
+"""Steps from one look for finished sentences to the next, by the kind of device; of others: OTHERWISE."""
+OTHERWISE = 4
 
 
 class Ends(NamedTuple):
@@ -28,9 +35,15 @@ class Ends(NamedTuple):
     ratio: float = 1.2
     extra: float = 10.0
 
-    def limits(self, nets: Sequence[Seq2Seq], source: Tensor, mask: Tensor | None) -> list[int]:
-        """Steps that each source of (B, S) may take, the one of EOS among them; no more than the nets' positions."""
-        lengths = [source.shape[1]] * len(source) if mask is None else mask.sum(1).tolist()
+    def limits(
+        self, nets: Sequence[Seq2Seq], source: Tensor, mask: Tensor | None, lengths: Sequence[int] | None = None
+    ) -> list[int]:
+        """Steps that each source of (B, S) may take, the one of EOS among them; no more than the nets' positions.
+
+        Where the caller knows the lengths of the sources nobody waits for the device to count them.
+        """
+        if lengths is None:
+            lengths = [source.shape[1]] * len(source) if mask is None else mask.sum(1).tolist()
         longest = min([net.max_length for net in nets if net.max_length is not None], default=None)
         steps = [max(0, int(self.ratio * n + self.extra)) + 1 for n in lengths]
         return steps if longest is None else [min(n, longest) for n in steps]
@@ -80,15 +93,26 @@ class _Prefix:
 
 
 class _Team:
-    """Translators that choose words together, and their states: n rows for each sentence, next to each other."""
+    """Translators that choose words together, and their states: n rows for each sentence, next to each other.
+
+    With `room` their caches have room for so many steps from the start; rows that move at every step do better without.
+    """
 
     def __init__(
-        self, nets: Sequence[Seq2Seq], source: Tensor, mask: Tensor | None, ends: Ends, rows: int, cached: bool
+        self,
+        nets: Sequence[Seq2Seq],
+        source: Tensor,
+        mask: Tensor | None,
+        ends: Ends,
+        rows: int,
+        cached: bool,
+        room: int = 0,
     ) -> None:
         self.nets, self.ends, self.cached = nets, ends, cached
+        self.never = self.before_end = torch.zeros(0)  # (V,) bool: words that never follow, and those but EOS
         memories = [net.encode(source, mask) for net in nets]
         self.states: list[Any] = [
-            net.start(memory) if cached else _Prefix(memory) for net, memory in zip(nets, memories, strict=True)
+            net.start(memory, room) if cached else _Prefix(memory) for net, memory in zip(nets, memories, strict=True)
         ]
         self.reorder(torch.arange(len(source), device=source.device).repeat_interleave(rows))
 
@@ -97,10 +121,10 @@ class _Team:
         for state in self.states:
             state.reorder(rows, sentences)
 
-    def log_probabilities(self, words: Tensor, last: list[bool]) -> Tensor:
+    def log_probabilities(self, words: Tensor, last: Tensor | None) -> Tensor:
         """Log-probabilities (B, n, V) in float32 of what follows words (B, n): log of the mean of the nets'.
 
-        Padding and BOS never follow, and only EOS in sentences whose last step this is, last (B,).
+        Padding and BOS never follow, and only EOS in sentences whose last step this is, last (B,); None: of none.
         """
         logs = []
         for net, state in zip(self.nets, self.states, strict=True):
@@ -108,14 +132,12 @@ class _Team:
             states = net.step(embedded, state) if self.cached else state.step(net, embedded)
             logs.append(net.logits(states[:, -1]).float().log_softmax(-1))
         mean = logs[0] if len(logs) == 1 else torch.stack(logs).logsumexp(0) - math.log(len(logs))
-        mean = mean.unflatten(0, words.shape)
-        mean[:, :, [self.ends.pad, self.ends.bos]] = -torch.inf
-        if any(last):
-            over = torch.tensor([b for b, ended in enumerate(last) if ended], device=words.device)
-            eos = mean[over, :, self.ends.eos]
-            mean[over] = -torch.inf
-            mean[over, :, self.ends.eos] = eos
-        return mean
+        if not len(self.never):  # made once: numbers in a list would be copied to the device at every step
+            word = torch.arange(mean.shape[1], device=mean.device)
+            self.never = (word == self.ends.pad) | (word == self.ends.bos)
+            self.before_end = word != self.ends.eos
+        mean = mean.unflatten(0, words.shape).masked_fill_(self.never, -torch.inf)
+        return mean if last is None else mean.masked_fill_(last.view(-1, 1, 1) & self.before_end, -torch.inf)
 
 
 @torch.inference_mode()
@@ -156,35 +178,92 @@ def beam_search(
     if n_best > width:
         raise ValueError(f"a beam of {width} cannot give the {n_best} best")
     limits = ends.limits(nets, source, mask)
-    found: list[list[Hypothesis]] = [[] for _ in limits]
+    device, look = source.device, LOOK.get(source.device.type, OTHERWISE)
+    kept = _Kept(len(limits), width, max(limits), device)
     here = list(range(len(limits)))  # sentences that are not done
+    rows, until = torch.arange(len(limits), device=device), torch.tensor(limits, device=device)
     team = _Team(nets, source, mask, ends, width, cached)
     words = source.new_full((len(here), width, 1), ends.bos)
-    scores = torch.full((len(here), width), -torch.inf, device=source.device)
+    scores = torch.full((len(here), width), -torch.inf, device=device)
     scores[:, 0] = 0.0  # the beams begin alike: one of them counts
     for length in itertools.count(1):
-        logs = team.log_probabilities(words[:, :, -1], [limits[i] == length for i in here])
+        some_end = any(limits[i] == length for i in here)
+        logs = team.log_probabilities(words[:, :, -1], until == length if some_end else None)
         values, places = (scores.unsqueeze(2) + logs).flatten(1).topk(2 * width)
         beam, word = places // logs.shape[2], places % logs.shape[2]
         final = word == ends.eos
 
         complete = final[:, :width] & (values[:, :width] != -torch.inf)
-        at = complete.nonzero(as_tuple=True)  # waits for the device: the only time in most steps
-        if len(at[0]):
-            outputs = words[at[0], beam[at], 1:].tolist()
-            for b, tokens, value in zip(at[0].tolist(), outputs, values[at].tolist(), strict=True):
-                found[here[b]].append(Hypothesis(tokens, value / length**penalty))
+        chosen_words = words.gather(1, beam[:, :width].unsqueeze(2).expand(-1, -1, length))[:, :, 1:]
+        kept.add(rows, complete, chosen_words, values[:, :width])
 
-        left = [b for b, i in enumerate(here) if len(found[i]) < width and length < limits[i]]
-        if not left:
-            break
-        stay = torch.tensor(left, device=source.device)
-        chosen = final.long().argsort(dim=1, stable=True)[stay, :width]  # those that do not end, in their order
-        scores, beam, word = (x[stay].gather(1, chosen) for x in (values, beam, word))
-        words = torch.cat([words[stay.unsqueeze(1), beam], word.unsqueeze(2)], 2)
-        team.reorder((stay.unsqueeze(1) * width + beam).flatten(), stay if len(left) < len(here) else None)
-        here = [here[b] for b in left]
-    return [sorted(group, key=lambda hypothesis: -hypothesis.score)[:n_best] for group in found]
+        chosen = final.long().argsort(dim=1, stable=True)[:, :width]  # those that do not end, in their order
+        scores, beam, word = (x.gather(1, chosen) for x in (values, beam, word))
+        words = torch.cat([words.gather(1, beam.unsqueeze(2).expand(-1, -1, length)), word.unsqueeze(2)], 2)
+        stay = None
+        at_limit = all(limits[i] <= length for i in here)
+        if at_limit or length % look == 0:
+            left = [] if at_limit else [b for b, more in enumerate(kept.open(rows, until > length).tolist()) if more]
+            if not left:
+                break
+            if len(left) < len(here):
+                stay = torch.tensor(left, device=device)
+                words, scores, beam, rows, until = (x[stay] for x in (words, scores, beam, rows, until))
+                here = [here[b] for b in left]
+        first = torch.arange(len(here), device=device) if stay is None else stay
+        team.reorder((first.unsqueeze(1) * width + beam).flatten(), stay)
+    return kept.best(n_best, penalty)
+
+
+class _Kept:
+    """Finished hypotheses of a beam search, on the device: B sentences keep `width` of them, or a few more at once.
+
+    Args:
+        count, width: B and how many are enough for a sentence.
+        longest: Words of the longest hypothesis, EOS among them.
+        device: Of the search.
+    """
+
+    def __init__(self, count: int, width: int, longest: int, device: torch.device) -> None:
+        self.width = width
+        room = 2 * width  # fewer than width before a step, at most width in it; what is refused goes to the last place
+        self.tokens = torch.zeros(count, room, longest, dtype=torch.int64, device=device)
+        self.scores = torch.zeros(count, room, device=device)
+        self.lengths = torch.zeros(count, room, dtype=torch.int64, device=device)
+        self.counts = torch.zeros(count, dtype=torch.int64, device=device)
+
+    def add(self, rows: Tensor, complete: Tensor, words: Tensor, scores: Tensor) -> None:
+        """Keep some of the candidates of sentences that have not enough yet.
+
+        Args:
+            rows: Numbers of the sentences, (b,).
+            complete: Which candidates, (b, width) bool.
+            words: Of the candidates, without EOS, (b, width, t).
+            scores: Sums of their log-probabilities, EOS among them, (b, width).
+        """
+        counts = self.counts[rows]
+        complete = complete & (counts < self.width).unsqueeze(1)
+        slot = torch.where(complete, counts.unsqueeze(1) + complete.cumsum(1) - 1, 2 * self.width - 1)
+        at = rows.unsqueeze(1), slot
+        self.tokens[:, :, : words.shape[2]].index_put_(at, words)
+        self.scores.index_put_(at, scores)
+        self.lengths.index_put_(at, torch.full_like(slot, words.shape[2]))
+        self.counts.index_add_(0, rows, complete.sum(1))
+
+    def open(self, rows: Tensor, more: Tensor) -> Tensor:
+        """Which sentences (b,) go on: they have not enough, and may take more steps, more (b,)."""
+        return more & (self.counts[rows] < self.width)
+
+    def best(self, n_best: int, penalty: float) -> list[list[Hypothesis]]:
+        """The best of every sentence, the highest score first."""
+        parts = zip(*(part.tolist() for part in (self.counts, self.tokens, self.lengths, self.scores)), strict=True)
+        return [
+            sorted(
+                (Hypothesis(words[i][: sizes[i]], scores[i] / (sizes[i] + 1) ** penalty) for i in range(count)),
+                key=lambda hypothesis: -hypothesis.score,
+            )[:n_best]
+            for count, words, sizes, scores in parts
+        ]
 
 
 def _unroll(
@@ -198,30 +277,38 @@ def _unroll(
 ) -> Samples:
     """`count` outputs a sentence, word after word; `choose` picks from log-probabilities (N, V) one word a row."""
     limits = ends.limits(nets, source, mask)
+    device, look = source.device, LOOK.get(source.device.type, OTHERWISE)
     here = list(range(len(limits)))  # sentences with an output that goes on
-    team = _Team(nets, source, mask, ends, count, cached)
+    places, until = torch.arange(len(limits), device=device), torch.tensor(limits, device=device)
+    team = _Team(nets, source, mask, ends, count, cached, max(limits))
     tokens = source.new_full((len(here), count, max(limits)), ends.pad)
-    scores = torch.zeros(len(here), count, device=source.device)
+    scores = torch.zeros(len(here), count, device=device)
     words = source.new_full((len(here), count), ends.bos)
     goes_on = torch.ones_like(words, dtype=torch.bool)
     for length in itertools.count(1):
-        logs = team.log_probabilities(words, [limits[i] == length for i in here])
+        some_end = any(limits[i] == length for i in here)
+        logs = team.log_probabilities(words, until == length if some_end else None)
         words = choose(logs.flatten(0, 1)).view_as(words)
-        places = torch.tensor(here, device=source.device)
         scores[places] += logs.gather(2, words.unsqueeze(2)).squeeze(2).where(goes_on, 0.0)
         words = words.where(goes_on, ends.pad)
         tokens[places, :, length - 1] = words
         goes_on = goes_on & (words != ends.eos)
-        left = [b for b, more in enumerate(goes_on.any(1).tolist()) if more]  # waits for the device, once a step
+        if all(limits[i] <= length for i in here):
+            break
+        if length % look:
+            continue
+        left = [b for b, more in enumerate(goes_on.any(1).tolist()) if more]
         if not left:
             break
         if len(left) < len(here):
-            stay = torch.tensor(left, device=source.device)
-            rows = stay.unsqueeze(1) * count + torch.arange(count, device=source.device)
+            stay = torch.tensor(left, device=device)
+            rows = stay.unsqueeze(1) * count + torch.arange(count, device=device)
             team.reorder(rows.flatten(), stay)
-            words, goes_on, here = words[stay], goes_on[stay], [here[b] for b in left]
-    tokens = tokens[:, :, :length]
-    return Samples(tokens, tokens != ends.pad, scores)
+            words, goes_on, places, until = (x[stay] for x in (words, goes_on, places, until))
+            here = [here[b] for b in left]
+    valid = tokens != ends.pad
+    longest = length if look == 1 else int(valid.sum(2).max())
+    return Samples(tokens[:, :, :longest], valid[:, :, :longest], scores)
 
 
 @torch.inference_mode()

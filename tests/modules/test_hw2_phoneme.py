@@ -68,7 +68,9 @@ def padded(parts, extra=0, junk=0.0):
         n = len(frames)
         x[i, :n], y[i, :n], mask[i, :n], row[i, :n] = frames, labels, True, start + torch.arange(n)
         start += n
-    return {"x": x, "y": y, "mask": mask, "row": row}
+    lengths = [len(frames) for frames, _ in parts]
+    places = mask.flatten().nonzero().squeeze(1)
+    return {"x": x, "y": y, "mask": mask, "row": row, "places": places, "lengths": lengths}
 
 
 def flat(parts, window=3):
@@ -79,7 +81,7 @@ def flat(parts, window=3):
         wide = torch.cat([frames[:1].expand(half, -1), frames, frames[-1:].expand(half, -1)])
         x += [wide[t : t + window] for t in range(len(frames))]
     y = torch.cat([labels for _, labels in parts])
-    lengths = torch.tensor([len(frames) for frames, _ in parts])
+    lengths = [len(frames) for frames, _ in parts]
     return {"x": torch.stack(x), "y": y, "row": torch.arange(len(y)), "lengths": lengths}
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from callbacks.scheduled_sampling import ScheduledSampling
 from datamodules.generated import write_translation
 from datamodules.hw5_translation import TranslationData
+from datamodules.text.pairs import pair_batch
 from modules.hw5_parallel import (
     CTCTranslator,
     LongOutputTranslator,
@@ -77,7 +78,7 @@ def pairs(lengths, extra=0):
         for side, count in zip(sides, counts, strict=True):
             side[row, :count] = torch.randint(4, 600, (count,), generator=noise)
             side[row, count - 1] = EOS
-    return {"source": sides[0], "target": sides[1], "row": torch.arange(len(lengths))}
+    return pair_batch(*sides, torch.arange(len(lengths)))
 
 
 def rows_of(batch):
@@ -143,7 +144,9 @@ def test_every_weight_is_learned_and_padding_changes_no_step(data, kind):
     found = []
     for extra in (0, 3):
         module = translator(data.facts, kind)
-        module._known = lambda words, valid, memory: some(valid, torch.zeros_like(valid[:, 0], dtype=torch.int64))
+        module._known = lambda words, valid, memory, count: some(
+            valid, torch.zeros_like(valid[:, 0], dtype=torch.int64)
+        )
         if kind == "ctc glancing":
             module.glance = 1e-9  # both passes, nothing told: what is drawn would depend on the padding
         loss = module.training_step(pairs([(7, 2), (3, 6), (5, 5)], extra), 0)
@@ -169,7 +172,7 @@ def test_some_are_as_many_as_told_and_valid(rows, seed):
 def test_the_number_of_unknown_words_is_drawn_evenly_and_so_are_they(judges):
     torch.manual_seed(0)
     valid = torch.arange(5) < torch.tensor([[4]]).expand(4000, 1)
-    unknown = valid & ~judges["masked"]._known(valid.long(), valid, None)
+    unknown = valid & ~judges["masked"]._known(valid.long(), valid, None, valid.sum(1))
     counts = unknown.sum(1).bincount(minlength=5)
     assert counts[0] == 0
     assert chisquare(counts[1:]).pvalue > 1e-3
@@ -201,9 +204,9 @@ def test_a_glance_tells_a_share_of_the_words_that_are_wrong(data):
     said = module.net.logits(module._say(words, nothing, valid, memory)).argmax(2)
     words[0, :3] = said[0, :3]  # 4 of 7 are wrong
     words[2] = said[2].where(valid[2], PAD)
-    assert module._known(words, valid, memory).sum(1).tolist() == [2, 2, 0]
+    assert module._known(words, valid, memory, valid.sum(1)).sum(1).tolist() == [2, 2, 0]
     module.glance = 0.0
-    assert not module._known(words, valid, memory).any()
+    assert not module._known(words, valid, memory, valid.sum(1)).any()
 
 
 def test_what_ctc_is_told_is_an_alignment_of_the_target(data, monkeypatch):
@@ -232,7 +235,7 @@ def test_what_ctc_is_told_is_an_alignment_of_the_target(data, monkeypatch):
 
 def test_ctc_is_not_judged_on_what_has_too_few_places(data):
     module, both = translator(data.facts, "ctc"), pairs([(6, 7), (2, 9)])
-    one = {name: both[name][:1] for name in ("source", "target")}
+    one = pair_batch(both["source"][:1], both["target"][:1], torch.arange(1))
     module.eval()
     losses = module._losses(both, 0.0)[0]
     assert len(losses) == (one["target"] != PAD).sum() - 1 < (both["target"] != PAD).sum() - 2
@@ -338,7 +341,7 @@ def reversals(count, noise):
         words = torch.randint(4, 16, (n,), generator=noise)
         batch["source"][row, : n + 1] = torch.cat([words, torch.tensor([EOS])])
         batch["target"][row, : n + 1] = torch.cat([words.flip(0) + 12, torch.tensor([EOS])])
-    return batch
+    return pair_batch(batch["source"], batch["target"], torch.arange(count))
 
 
 STEPS = {"masked": 200, "long": 110, "ctc": 100}

@@ -19,6 +19,7 @@ from callbacks.scheduled_sampling import ScheduledSampling
 from datamodules.generated import write_translation
 from datamodules.hw5_translation import TranslationData
 from datamodules.text.cleaning import clean_zh
+from datamodules.text.pairs import pair_batch
 from modules.hw5_translation import LONGEST, Translator
 from modules.nets.attention import MultiHeadAttention
 from modules.nets.positions import NoPositions
@@ -78,7 +79,7 @@ def pairs(lengths, extra=0, seed=1):
         for side, count in zip(sides, counts, strict=True):
             side[row, :count] = torch.randint(4, 600, (count,), generator=noise)
             side[row, count - 1] = EOS
-    return {"source": sides[0], "target": sides[1], "row": torch.arange(len(lengths))}
+    return pair_batch(*sides, torch.arange(len(lengths)))
 
 
 def rows_of(batch):

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections import Counter
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -150,6 +151,17 @@ def test_the_cache_changes_nothing(kinds, lengths, width, seed):
 
 
 @settings(max_examples=25)
+@given(TEAMS, LENGTHS, st.integers(1, 4), st.integers(2, 9), SEEDS)
+def test_looking_seldom_for_sentences_that_are_done_changes_nothing(kinds, lengths, width, look, seed):
+    """As on a GPU, where each look is a wait."""
+    nets, (source, mask), ends = a_team(kinds, seed), sources(lengths), Ends(PAD, BOS, EOS)
+    often = [greedy(nets, source, mask, ends), beam_search(nets, source, mask, ends, width, width)]
+    with mock.patch.dict("modules.translation.search.LOOK", {"cpu": look}):
+        assert_same(often[0], greedy(nets, source, mask, ends))
+        assert_same(often[1], beam_search(nets, source, mask, ends, width, width))
+
+
+@settings(max_examples=25)
 @given(TEAMS, LENGTHS, PENALTIES, SEEDS)
 def test_greedy_is_a_beam_of_one_and_each_sentence_stands_alone(kinds, lengths, penalty, seed):
     nets = a_team(kinds, seed)
@@ -188,7 +200,7 @@ class Markov(Seq2Seq):
     def decode(self, embedded, memory):
         return embedded
 
-    def start(self, memory):
+    def start(self, memory, room=0):
         return SimpleNamespace(reorder=lambda rows, sentences: None)
 
     def step(self, embedded, state):
