@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.files import whole
+from callbacks.predictions import Predictions, digest, write_predictions
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -31,8 +32,9 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 class Submission(BasePredictionWriter):
     """Collects `row` and `prediction` of every batch and rank, and writes them in the order of the test file.
 
-    The datamodule says what the table looks like: `submission(predictions) -> (header, rows)`. Where batches bring
-    `text`, a list of strings, in place of `prediction`, it is written as it is, a line each.
+    The datamodule says what the table looks like: `submission(predictions) -> (header, rows)`; the rows' first column
+    names them. The predictions themselves go to predictions.npz of the run folder, for `leeml ensemble`. Where batches
+    bring `text`, a list of strings, in place of `prediction`, it is written as it is, a line each.
 
     Args:
         path: Where to; null means submission.csv, or submission.txt, in the run folder.
@@ -70,4 +72,6 @@ class Submission(BasePredictionWriter):
             )
         header, rows = trainer.datamodule.submission(values)  # type: ignore[attr-defined]
         if not dry:
+            kept = Predictions(np.arange(len(values)), values, digest(row[0] for row in rows))
+            write_predictions(folder / "predictions.npz", kept)
             write_csv(self.path or folder / "submission.csv", header, rows)

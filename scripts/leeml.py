@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "kfold": ("kfold", "cross-validation and an ensemble of the folds: --config ... --folds 5"),
     "runs": ("runs", "list runs with their scores: runs [DIR], or what differs between two: runs diff A B"),
     "doctor": ("doctor", "versions, devices, data, fonts, disk: what a bug report should hold"),
+    "ensemble": ("ensemble", "one submission from several runs of HW1 to HW4: ensemble RUN RUN ... [--weights search]"),
     "data": ("data", "get data and look at it: sample | fetch | prepare | describe <homework> [DIR]"),
     "bench": ("bench", "measure speed and accuracy against plain references: bench hw1_covid"),
     "study": ("study", "try an idea of the lectures, claim by claim: study list | NAME | all --report DIR"),
@@ -83,6 +84,12 @@ def ended_by_signal() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def file_of(args: list[str]) -> str:
+    """The file in scripts/ that runs a subcommand: `predict` with several runs is an ensemble."""
+    several = sum(arg.split("=")[0] == "--run_dir" for arg in args) > 1
+    return "ensemble" if args[0] == "predict" and several else SUBCOMMANDS[args[0]][0]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; returns the exit code.
 
@@ -104,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         with ended_by_signal():
-            return importlib.import_module(f"scripts.{SUBCOMMANDS[args[0]][0]}").main(args)
+            return importlib.import_module(f"scripts.{file_of(args)}").main(args)
     except (KeyboardInterrupt, SystemExit) as stop:
         by_hand = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
         if not by_hand and stop.code != TERMINATED:  # type: ignore[union-attr]

@@ -1,7 +1,7 @@
 """leeml runs: a table of all runs, or what differs between two of them.
 
-`leeml runs [DIR]` lists the runs at or below DIR; `leeml runs diff A B` shows which settings of two runs differ, and
-draws the curves of both in one picture.
+`leeml runs [DIR]` lists the runs at or below DIR; `leeml runs diff A B [--output FILE.png]` shows which settings of two
+runs differ, and draws the curves of both in one picture.
 """
 
 import json

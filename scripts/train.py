@@ -469,7 +469,13 @@ def run_cli(args: list[str], early_stopping: bool = True, again: str = "") -> Le
 
 
 def main(args: list[str]) -> int:
-    """Run the verb, keep its scores, print the summary."""
+    """Run the subcommand, keep its scores, print the summary.
+
+    Raises:
+        UsageError: several runs where one is wanted.
+    """
+    if sum(arg.split("=")[0] == "--run_dir" for arg in args) > 1:
+        raise UsageError(f"{args[0]} takes one --run_dir; several runs predict together: leeml ensemble RUN RUN ...")
     cli = run_cli(args)
     if cli.subcommand is None or not cli.trainer.is_global_zero or cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
         return 0

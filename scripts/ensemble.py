@@ -1,0 +1,186 @@
+"""leeml ensemble: the mean of several runs' predictions as one submission, with weights chosen on held-out rows.
+
+The runs are of one homework and name the same test rows; their networks, features and settings may differ. HW1 averages
+predictions, HW2 to HW4 class probabilities. (HW5: `leeml translate` with several --run_dir.)
+
+--weights search is greedy selection with replacement (Caruana et al. 2004, "Ensemble selection from libraries of
+models"), on the held-out rows that none of the runs trained on. What it reports was judged on the half of the rows that
+the weights were not chosen on.
+"""
+
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from callbacks.predictions import Predictions, digest, read_predictions, write_predictions
+from callbacks.submission import write_csv
+from datamodules.base import HomeworkData
+from datamodules.errors import DataError
+from scripts.cli.mistakes import Parser, UsageError
+from scripts.kfold import predict_rows
+from scripts.run.checkpoint import load_checkpoint
+from scripts.run.folder import RunFolder
+from scripts.train import LeemlCLI, run_cli
+
+ROUNDS = 50  # of the greedy search: weights are multiples of 1 / 50
+
+
+def mean(values: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """Weighted mean of predictions (N,) or (N, C)."""
+    total = sum(weight * value for weight, value in zip(weights, values, strict=True))
+    return np.asarray(total / sum(weights))
+
+
+def select(values: Sequence[np.ndarray], score: Callable[[np.ndarray], float], rounds: int = ROUNDS) -> list[float]:
+    """Weights, of sum 1, by greedy selection with replacement.
+
+    Each round adds the run that makes the mean of all chosen so far best; the best mean of all rounds is kept.
+
+    Args:
+        values: Each run's predictions of the same rows.
+        score: Higher is better.
+        rounds: How many are chosen.
+    """
+    counts = np.zeros(len(values))
+    best, chosen = -np.inf, counts
+    for _ in range(rounds):
+        scores = [score(mean(values, counts + np.eye(len(values))[i])) for i in range(len(values))]
+        counts = counts + np.eye(len(values))[int(np.argmax(scores))]
+        if max(scores) > best:
+            best, chosen = max(scores), counts
+    return (chosen / chosen.sum()).tolist()
+
+
+def open_cli(run: Path, verb: str, rest: Sequence[str]) -> LeemlCLI:
+    """Run a subcommand of `leeml` on a run."""
+    return run_cli([verb, "--run_dir", str(run), *rest])
+
+
+def predictions_of(run: Path, rest: Sequence[str]) -> Predictions:
+    """What a run predicts for the test rows, computed only where `leeml predict` has not kept it."""
+    kept = read_predictions(run / "predictions.npz")
+    if kept is None or rest:  # a flag may name other data
+        open_cli(run, "predict", rest)
+        kept = read_predictions(run / "predictions.npz")
+    if kept is None:
+        raise DataError(f"{run}: predicts no table; text is joined by `leeml translate --run_dir A --run_dir B`")
+    return kept
+
+
+def held_out_of(run: Path, rest: Sequence[str]) -> tuple[Predictions, LeemlCLI]:
+    """What a run predicts for the rows that it holds out."""
+    cli = open_cli(run, "validate", rest)
+    rows, values = predict_rows(cli, cli.datamodule.val_dataloader())
+    order = rows.argsort()
+    names = digest(cli.datamodule.labels(rows[order])[0])
+    kept = Predictions(rows[order], values[order], names)
+    write_predictions(run / "held_out.npz", kept)
+    return kept, cli
+
+
+def search(runs: Sequence[Path], rest: Sequence[str]) -> list[float]:
+    """Weights chosen on rows that all runs hold out; prints what they gain on rows they were not chosen on.
+
+    Raises:
+        DataError: no row is held out by all of them.
+    """
+    found = [held_out_of(run, rest) for run in runs]
+    data: HomeworkData = found[0][1].datamodule
+    common = sorted(set.intersection(*(set(kept.rows.tolist()) for kept, _ in found)))
+    names = {digest(cli.datamodule.labels(np.array(common))[0]) for _, cli in found} if common else set()
+    if len(names) != 1:
+        raise DataError(
+            "no row is held out by all of these runs, so there is none to choose weights on; leave out --weights for "
+            "equal ones, or train the runs with the same data, data.fold and data.seed"
+        )
+    rows = np.array(common)
+    values = [kept.values[np.searchsorted(kept.rows, rows)] for kept, _ in found]
+    true, sign = data.labels(rows)[1], 1 if found[0][1].model.mode == "max" else -1
+
+    def score(part: np.ndarray, predicted: np.ndarray) -> float:
+        return sign * data.score(true[part], data.decide(predicted))
+
+    middle = len(rows) // 2  # rows that lie close together are alike, so halves are not drawn row by row
+    halves = [np.arange(middle), np.arange(middle, len(rows))]
+    honest: list[float] = []
+    equal: list[float] = []
+    for chosen_on, judged_on in (halves, halves[::-1]):
+        weights = select([value[chosen_on] for value in values], partial(score, chosen_on))
+        for into, by in ((honest, weights), (equal, [1.0] * len(runs))):
+            into.append(sign * score(judged_on, mean([value[judged_on] for value in values], by)))
+    weights = select(values, partial(score, np.arange(len(rows))))
+    print(f"\n  {len(rows)} rows that no run trained on, {data.score_name}:")
+    for run, value, weight in zip(runs, values, weights, strict=True):
+        print(f"  weight {weight:.2f}  {sign * score(np.arange(len(rows)), value):.4f}  {run}")
+    print(f"  on the half they were not chosen on: weights {np.mean(honest):.4f}, equal weights {np.mean(equal):.4f}")
+    return weights
+
+
+def check_alike(runs: Sequence[Path], kept: Sequence[Predictions]) -> None:
+    """Refuse runs whose predictions cannot be averaged.
+
+    Raises:
+        DataError: of other homeworks, other classes, or other rows.
+    """
+    first = load_checkpoint(_checkpoint(runs[0]))
+    for run, own in zip(runs[1:], kept[1:], strict=True):
+        other = load_checkpoint(_checkpoint(run))
+        if other["homework"] != first["homework"]:
+            raise DataError(f"{run}: of {other['homework']}, but {runs[0]} is of {first['homework']}")
+        if other["facts"].get("classes") != first["facts"].get("classes"):
+            raise DataError(f"{run}: names other classes than {runs[0]}; they were trained on different data")
+        if (own.names, own.values.shape) != (kept[0].names, kept[0].values.shape):
+            raise DataError(
+                f"{run}: its predictions are for other rows than those of {runs[0]}; run both again with the same "
+                "data: leeml ensemble ... --data.root DIR"
+            )
+
+
+def _checkpoint(run: Path) -> Path:
+    folder = RunFolder(run)
+    return folder.checkpoint("best" if (folder.checkpoints / "best.ckpt").is_file() else "last")
+
+
+def parse_weights(text: str, count: int) -> list[float] | None:
+    """Numbers for so many runs; None for "search".
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text == "search":
+        return None
+    try:
+        weights = [float(part) for part in text.split(",")]
+    except ValueError:
+        weights = []
+    if len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+        raise UsageError(f"--weights {text}: expected {count} numbers such as {','.join(['1'] * count)}, or search")
+    return weights
+
+
+def main(args: list[str]) -> int:
+    """Write the submission of several runs."""
+    parser = Parser(
+        prog="leeml ensemble", description=__doc__, formatter_class=RawDescriptionHelpFormatter,
+        epilog="--data flags, such as --data.root DIR, go to every run.",
+    )  # fmt: skip
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of two or more runs")
+    parser.add_argument("--run_dir", action="append", default=[], type=Path, metavar="RUN", help="the same, as a flag")
+    parser.add_argument("--weights", default="", help="one number a run, such as 2,1,1, or search (default: equal)")
+    parser.add_argument("--output", type=Path, default=Path("submission.csv"), help="default: submission.csv here")
+    own, rest = parser.parse_known_args(args[1:])
+    runs = [path.absolute() for path in [*own.runs, *own.run_dir]]
+    if len(runs) < 2:
+        raise UsageError("an ensemble needs two or more runs: leeml ensemble RUN RUN ...")
+    weights = parse_weights(own.weights, len(runs)) if own.weights else [1.0] * len(runs)
+    cli = open_cli(runs[0], "predict", rest)  # its data, open for the test rows, makes the table
+    kept = [predictions_of(run, rest if run != runs[0] else ()) for run in runs]
+    check_alike(runs, kept)
+    weights = search(runs, rest) if weights is None else weights
+    header, rows = cli.datamodule.submission(mean([one.values for one in kept], weights))
+    write_csv(own.output, header, rows)
+    print(f"\n  {own.output}: {len(rows)} rows, mean of {len(runs)} runs")
+    return 0

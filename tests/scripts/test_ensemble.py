@@ -1,0 +1,101 @@
+"""scripts/ensemble.py: the mean of several runs, against means computed here, and what cannot be averaged."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import answer, works
+from hypothesis import given
+from hypothesis import strategies as st
+
+from callbacks.predictions import Predictions, read_predictions, write_predictions
+from scripts.ensemble import mean, parse_weights, select
+
+
+@pytest.fixture(scope="module")
+def pair(trained, sample, experiment, tmp_path_factory):
+    """Two runs of HW1 with other networks, and what each wrote as its submission."""
+    folder = tmp_path_factory.mktemp("pair")
+    shutil.copytree(trained, folder / "a")
+    works("fit", "--config", experiment, "--data.root", sample, "--run_dir", folder / "b", "--model.hidden", "[8, 8]")
+    for name in "ab":
+        works("predict", "--run_dir", folder / name)
+    return folder / "a", folder / "b"
+
+
+def column(path):
+    return np.array([float(row["tested_positive"]) for row in csv.DictReader(path.open())])
+
+
+def test_it_writes_the_weighted_mean(pair, tmp_path):
+    a, b = (column(run / "submission.csv") for run in pair)
+    assert np.abs(a - b).max() > 0.01, "two different networks"
+    works("ensemble", *pair, "--weights", "3,1", "--output", tmp_path / "both.csv")
+    np.testing.assert_allclose(column(tmp_path / "both.csv"), (3 * a + b) / 4, rtol=1e-5)
+
+
+def test_predict_with_two_runs_is_the_same(pair, tmp_path):
+    works("ensemble", *pair, "--output", tmp_path / "one.csv")
+    works("predict", "--run_dir", pair[0], "--run_dir", pair[1], "--output", tmp_path / "two.csv")
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+
+
+def test_weights_are_searched_on_rows_that_no_run_trained_on(pair, tmp_path):
+    said = works("ensemble", *pair, "--weights", "search", "--output", tmp_path / "both.csv").out
+    assert "rows that no run trained on" in said
+    weights = [float(line.split()[1]) for line in said.splitlines() if line.startswith("  weight")]
+    a, b = (column(run / "submission.csv") for run in pair)
+    np.testing.assert_allclose(column(tmp_path / "both.csv"), weights[0] * a + weights[1] * b, rtol=1e-4)
+
+
+def test_runs_that_hold_out_nothing_in_common_are_refused(pair, sample, experiment, tmp_path):
+    works("fit", "--config", experiment, "--data.root", sample, "--run_dir", tmp_path / "c", "--data.fold", 1)
+    said = answer("ensemble", pair[0], tmp_path / "c", "--weights", "search", "--output", tmp_path / "both.csv")
+    assert (said.code, (tmp_path / "both.csv").exists()) == (1, False)
+    assert "no row is held out by all" in said.err
+
+
+def test_what_cannot_be_averaged_is_refused(pair, tmp_path):
+    other = shutil.copytree(pair[1], tmp_path / "other")
+    kept = read_predictions(other / "predictions.npz")
+    write_predictions(other / "predictions.npz", kept._replace(names="others"))
+    for args, code, says in (
+        (("ensemble", pair[0]), 2, "two or more"),
+        (("ensemble", pair[0], other), 1, "other rows"),
+        (("ensemble", *pair, "--weights", "1,x"), 2, "expected 2 numbers"),
+        (("test", "--run_dir", pair[0], "--run_dir", pair[1]), 2, "takes one --run_dir"),
+    ):
+        said = answer(*args)
+        assert says in said.err
+        assert said.code == code
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_the_search_is_never_worse_than_the_best_run(rows, runs, seed):
+    rng = np.random.default_rng(seed)
+    true, values = rng.normal(size=rows), list(rng.normal(size=(runs, rows)))
+
+    def score(predicted):
+        return -float(np.mean((predicted - true) ** 2))
+
+    weights = select(values, score)
+    assert abs(sum(weights) - 1) < 1e-9
+    assert score(mean(values, weights)) >= max(score(value) for value in values) - 1e-12
+
+
+@given(st.integers(0, 30), st.integers(2, 9), st.integers(0, 2**32 - 1))
+def test_probabilities_come_back(tmp_path_factory, rows, classes, seed):
+    values = torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed)).softmax(-1).numpy()
+    path = tmp_path_factory.mktemp("kept") / "kept.npz"
+    write_predictions(path, Predictions(np.arange(rows), values, "names"))
+    kept = read_predictions(path)
+    assert kept.names == "names"
+    np.testing.assert_allclose(kept.values, values, atol=5e-4)
+
+
+@pytest.mark.parametrize("text", ["1", "1,-1", "0,0", "nan,1", "1,inf", "", "a,b"])
+def test_weights_that_are_none(text):
+    with pytest.raises(Exception, match="expected 2 numbers"):
+        parse_weights(text, 2)
