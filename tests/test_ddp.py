@@ -14,6 +14,8 @@ from callbacks.curves import read_metrics
 from datamodules.generated import write_covid, write_food, write_speakers, write_translation
 from datamodules.speech.libriphone import Utterance, write_layout
 
+pytestmark = pytest.mark.slow
+
 FOOD = """\
 model:
   class_path: FoodClassifier

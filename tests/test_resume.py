@@ -30,6 +30,8 @@ from modules.nets.seq2seq import TransformerSeq2Seq
 from modules.nets.spec_augment import SpecAugment
 from modules.nets.window_mlp import WindowMLP
 
+pytestmark = pytest.mark.slow
+
 
 class Stop(Callback):
     """Ends the run before its next step, as a kill would."""

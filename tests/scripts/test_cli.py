@@ -248,6 +248,7 @@ def samples(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_a_dry_run_of_every_config_writes_nothing(config, samples, tmp_path):
     before = tree(tmp_path)
@@ -312,6 +313,7 @@ def start_and_kill(args, ready):
     assert running.returncode == -signal.SIGKILL, "the run was over before it was killed"
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(sample, experiment, tmp_path):
     epochs = 40
     args = ["fit", "--config", experiment, "--data.root", sample, "--trainer.max_epochs", epochs]

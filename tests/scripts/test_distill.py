@@ -14,6 +14,8 @@ from modules.hw5_translation import Translator
 from scripts.translation.chunks import CHUNK
 from scripts.translation.translator import LineTranslator
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):

@@ -12,6 +12,8 @@ from PIL import Image
 
 from datamodules.generated import write_food
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = """\
 model:
   class_path: FoodClassifier

@@ -14,6 +14,8 @@ from conftest import answer, assert_fails, works
 
 from modules.hw1_covid import CovidRegressor
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def at_step(monkeypatch):

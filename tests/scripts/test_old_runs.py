@@ -9,6 +9,8 @@ from conftest import works
 
 from datamodules import generated
 
+pytestmark = pytest.mark.slow
+
 OLD = Path(__file__).parent.parent / "old_runs"
 WRITERS = {
     "hw1_covid": generated.write_covid,

@@ -14,6 +14,8 @@ from datamodules.speech.packed import windows
 from modules.hw2_phoneme import PhonemeClassifier
 from modules.nets.window_mlp import WindowMLP
 
+pytestmark = pytest.mark.slow
+
 WINDOW = """\
 model:
   class_path: PhonemeClassifier

@@ -12,6 +12,8 @@ from conftest import assert_fails, works
 
 from datamodules.files.places import PROJECT
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = """\
 model:
   class_path: SpeakerClassifier

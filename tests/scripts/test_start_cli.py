@@ -11,6 +11,8 @@ from translation_run import train, write_data
 
 from scripts.benches import hw5_translation
 
+pytestmark = pytest.mark.slow
+
 OBJECTIVE = """\
 model:
   class_path: Translator

@@ -9,6 +9,8 @@ from conftest import assert_fails, works
 
 from callbacks.curves import read_metrics
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = """\
 model:
   class_path: Translator

@@ -24,6 +24,8 @@ from scripts.studies.lab.examples import Examples
 from scripts.studies.lab.fit import Curve
 from scripts.studies.lab.translation import Size, corpus, judge_translator, next_words, read_before, trained
 
+pytestmark = pytest.mark.slow
+
 seeds = st.integers(0, 10**6)
 SMALL = Size(vocabulary=400, folds=4, judged=20, max_tokens=512, epochs=1, d_model=16, heads=2, d_ff=32)
 

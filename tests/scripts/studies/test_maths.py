@@ -27,6 +27,8 @@ from scripts.studies import (
 from scripts.studies.lab import machine
 from scripts.studies.lab.fit import Curve, Errors, errors, fit, regressor, rows
 
+pytestmark = pytest.mark.slow
+
 seeds = st.integers(0, 10**6)
 
 

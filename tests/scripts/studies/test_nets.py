@@ -17,6 +17,8 @@ from datamodules import generated as sample
 from scripts.studies import batch_norm, cnn, warmup
 from scripts.studies.lab import machine
 
+pytestmark = pytest.mark.slow
+
 seeds = st.integers(0, 10**6)
 
 TINY = {

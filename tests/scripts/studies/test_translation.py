@@ -17,6 +17,8 @@ from scripts.studies import autoregressive, reinforcement
 from scripts.studies.lab import machine
 from scripts.studies.lab.translation import WORDS, Size, corpus, judge_translator, small_language, trained
 
+pytestmark = pytest.mark.slow
+
 SMALL = Size(vocabulary=400, folds=4, judged=20, max_tokens=512, epochs=1, layers=1, d_model=16, heads=2, d_ff=32)
 TINY = {
     "autoregressive": {"size": SMALL, "pairs": 120, "iterations": (1, 3), "timed": 2, "repeats": 1},
