@@ -53,7 +53,8 @@ LOWER = """addbmm addmm addmv addr baddbmm bmm chain_matmul conv1d conv2d conv3d
 einsum __matmul__ __rmatmul__ conv_transpose3d linear matmul mm multi_dot mv prelu"""
 FLOAT = """__pow__ __rpow__ acos asin cdist cosh cosine_embedding_loss cosine_similarity cross_entropy cumprod cumsum
 dist erfinv exp expm1 group_norm hinge_embedding_loss kl_div l1_loss layer_norm log log10 log1p log2 log_softmax
-logsumexp mse_loss nll_loss norm normalize pow prod reciprocal renorm rms_norm rsqrt sinh smooth_l1_loss softmax softmin softplus
+logsumexp mse_loss nll_loss norm normalize pow prod reciprocal renorm rms_norm rsqrt sinh smooth_l1_loss softmax softmin
+softplus
 sum tan vector_norm binary_cross_entropy_with_logits"""
 WIDEST = "addcdiv addcmul atan2 bilinear cat cross dot grid_sample index_put scatter_add stack tensordot"
 TO_LOWER, TO_FLOAT, TO_WIDEST = (frozenset(names.split()) for names in (LOWER, FLOAT, WIDEST))
