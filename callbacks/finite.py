@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from callbacks.checkpoints import LastCheckpoint
+from callbacks.steps import steps_done
 
 Policy = Literal["stop", "skip", "lower"]
 
@@ -136,7 +137,7 @@ class FiniteNumbers(Callback):
             buffer.copy_(before)
         bad = [self._parameters.get(p, "?") for p, size in zip(parameters, sizes, strict=False) if not size.isfinite()]
         what = self._trace(trainer, module, losses) or _gradient(bad)
-        self._found(trainer, module, _step(trainer), 1, what)
+        self._found(trainer, module, steps_done(trainer), 1, what)
 
     def _mark(self, trainer: Trainer, optimizer: Optimizer, parameters: list[nn.Parameter], sizes: Tensor) -> None:
         """The same without waiting for the device."""
@@ -148,11 +149,11 @@ class FiniteNumbers(Callback):
             self._names = [self._parameters.get(p, "?") for p in parameters]
         assert self._count is not None
         new = any_wrong & (self._first < 0)
-        self._first = torch.where(new, _step(trainer), self._first)
+        self._first = torch.where(new, steps_done(trainer), self._first)
         self._bad = torch.where(new, wrong, self._bad)
         self._count = self._count + any_wrong
         if isinstance(self._batch[0], dict) and isinstance(row := self._batch[0].get("row"), Tensor):
-            self._rows.append((_step(trainer), row))
+            self._rows.append((steps_done(trainer), row))
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             optimizer.found_inf = any_wrong.float()  # type: ignore[attr-defined]
         else:
@@ -166,7 +167,7 @@ class FiniteNumbers(Callback):
         """Read what the device has noted, where the host waits for it in any case."""
         if self._scaler is not None and self._scaler.get_scale() < SMALLEST_SCALE:
             raise NotFiniteError(
-                f"step {_step(trainer)}: no gradient was finite for many steps, and fp16's loss scale has become "
+                f"step {steps_done(trainer)}: no gradient was finite for many steps, and fp16's loss scale has become "
                 f"{self._scaler.get_scale():.1g}; {_ways(self.policy)}"
             )
         if self._first is None or self._bad is None or self._count is None:
@@ -208,10 +209,10 @@ class FiniteNumbers(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Look at steps that are logged."""
-        if self._first is not None and (_step(trainer) + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self._first is not None and (steps_done(trainer) + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._look(trainer, pl_module)
         if self.skipped and not trainer.fit_loop._should_accumulate():
-            pl_module.log("skipped_steps", float(self.skipped))
+            pl_module.log("skipped_steps", torch.tensor(float(self.skipped)))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look before weights are judged."""
@@ -234,7 +235,7 @@ class FiniteNumbers(Callback):
             for name, value in state.items():
                 if name in weights and not bool(value.isfinite().all()):
                     raise NotFiniteError(
-                        f"step {_step(trainer)}: the weights {name} are not finite, and no checkpoint was written; "
+                        f"step {steps_done(trainer)}: the weights {name} are not finite, no checkpoint was written; "
                         f"{_ways(self.policy)}"
                     )
 
@@ -248,7 +249,7 @@ class FiniteNumbers(Callback):
             return
         for name, value in trainer.callback_metrics.items():
             if name.startswith(("val", "test")) and not math.isfinite(value):
-                when = f"step {_step(trainer) + 1}: " if trainer.state.fn == TrainerFn.FITTING else ""
+                when = f"step {steps_done(trainer) + 1}: " if trainer.state.fn == TrainerFn.FITTING else ""
                 raise NotFiniteError(f"{when}{name} is {float(value)}: the model or the data is at fault; {JUDGED}")
 
     on_test_end = on_validation_end
@@ -304,11 +305,6 @@ def _unchanged(module: LightningModule, running: list[Tensor]) -> Iterator[None]
         module.__dict__.update(before)
         for buffer, value in zip(running, kept, strict=True):
             buffer.copy_(value)
-
-
-def _step(trainer: Trainer) -> int:
-    """Number of the optimizer step at hand, from 0, as metrics.csv counts."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def _gradient(names: list[str]) -> str:

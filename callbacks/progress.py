@@ -8,6 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from callbacks.steps import steps_done, steps_in_run
+
 
 class RunProgress(ProgressBar):
     """A bar over the run's epochs (or steps) with the newest metrics; on no terminal, a line every tenth of the run."""
@@ -29,10 +31,10 @@ class RunProgress(ProgressBar):
         """Open the bar."""
         if not self._enabled:
             return
-        steps = trainer.estimated_stepping_batches
-        total = int(steps) if steps != float("inf") else None
+        steps = steps_in_run(trainer)
+        total = int(steps) if 0 < steps < float("inf") else None
         self._bar = tqdm(
-            total=total, initial=trainer.global_step, unit="step", desc="training", disable=not sys.stderr.isatty(),
+            total=total, initial=steps_done(trainer), unit="step", desc="training", disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
         )  # fmt: skip
         self._total = total
@@ -49,9 +51,9 @@ class RunProgress(ProgressBar):
         assert self._bar is not None
         scores = {k: f"{float(v):.4g}" for k, v in trainer.progress_bar_metrics.items()}
         if not self._bar.disable:
-            self._bar.n = trainer.global_step
+            self._bar.n = steps_done(trainer)
             self._bar.set_postfix({"epoch": trainer.current_epoch, **scores})
-        elif done or (self._total and self._tenth < (tenth := 10 * trainer.global_step // self._total) < 10):
+        elif done or (self._total and self._tenth < (tenth := 10 * steps_done(trainer) // self._total) < 10):
             self._tenth = tenth = 10 if done else tenth  # the last line waits for the last validation
             text = " ".join(f"{k} {v}" for k, v in scores.items())
             print(f"{tenth * 10:3d} %  epoch {trainer.current_epoch}  {text}", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import schedules
+from callbacks.steps import steps_done, steps_in_run
 
 DecayName = Literal["constant", "linear", "exponential", "inverse_sigmoid"]
 
@@ -26,8 +27,8 @@ class ScheduledSampling(Callback):
         constant: `floor`; linear: from 1 down to `floor` at `total`; exponential: k^i;
         inverse_sigmoid: k / (k + exp(i / k));
 
-    none below `floor`; before `begin` it is 1. It is a function of the trainer's step alone: a resumed run goes on
-    exactly. Logged as `teacher_forcing`.
+    none below `floor`; before `begin` it is 1. It is a function of the step alone, so a resumed run goes on exactly; a
+    step of several optimizers counts once. Logged as `teacher_forcing`.
     """
 
     def __init__(
@@ -84,14 +85,14 @@ class ScheduledSampling(Callback):
             )
         self._steps = 0
         if self.decay == "linear" and self.total is None:
-            steps = trainer.estimated_stepping_batches
+            steps = steps_in_run(trainer)
             if not 0 < steps < float("inf"):
                 raise MisconfigurationException("The run has no known end: set `total` of ScheduledSampling.")
             self._steps = int(steps)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Set the probability of this step."""
-        pl_module.teacher_forcing = self.probability(trainer.global_step, self._steps)
+        pl_module.teacher_forcing = self.probability(steps_done(trainer), self._steps)
         # as a tensor on the CPU: Lightning would copy a number to the device, and wait for it
         pl_module.log("teacher_forcing", torch.tensor(pl_module.teacher_forcing))
 

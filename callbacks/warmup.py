@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from callbacks import schedules
+from callbacks.steps import steps_in_run
 
 ScheduleName = Literal["constant", "linear", "cosine", "inverse_sqrt", "noam"]
 
@@ -117,14 +118,12 @@ class WarmupScheduler(Callback):
         """Optimizer steps in the run; asked at its start, since asking earlier loses a stateful loader's state."""
         if self.total is not None:
             return self.total
-        steps = trainer.estimated_stepping_batches
+        steps = steps_in_run(trainer)
         if not 0 <= steps < float("inf"):  # endless: inf, or -1 where the loader has no length
             raise MisconfigurationException(
                 f"The run has no known end, and schedule={self.schedule!r} with warmup={self.warmup} needs one: "
                 "set `total` of WarmupScheduler, or max_steps of the trainer."
             )
-        if trainer.max_steps != -1:  # with manual optimization it counts the steps of all optimizers together
-            steps = min(steps, -(-trainer.max_steps // max(1, len(trainer.optimizers))))
         return int(steps)
 
     def _build(self, total: int) -> Callable[[int], float]:

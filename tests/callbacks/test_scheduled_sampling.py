@@ -4,9 +4,13 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks.scheduled_sampling import ScheduledSampling
 
@@ -36,23 +40,46 @@ def test_a_line_goes_from_one_to_its_floor(total, begin, floor):
     assert all(math.isclose(fall, (1 - floor) / (total - 1), abs_tol=1e-9) for fall in falls)
 
 
-class Reads:
-    teacher_forcing = 1.0
+class Several(LightningModule):
+    """Reads itself, and steps so many optimizers a batch by hand; with none it has one that Lightning steps."""
 
-    def log(self, name, value):
-        self.logged = (name, value)
+    def __init__(self, optimizers):
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(2, 1) for _ in range(max(1, optimizers)))
+        self.automatic_optimization = not optimizers
+        self.teacher_forcing, self.seen = 1.0, []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(self.teacher_forcing)
+        loss = sum(part(batch[0]).square().mean() for part in self.parts)
+        if self.automatic_optimization:
+            return loss
+        for number, optimizer in enumerate(self.optimizers()):
+            if number == 0 or batch_idx % 2:  # as a GAN's
+                optimizer.zero_grad()
+        self.manual_backward(loss)
+        for number, optimizer in enumerate(self.optimizers()):
+            if number == 0 or batch_idx % 2:
+                optimizer.step()
+
+    def configure_optimizers(self):
+        found = [torch.optim.SGD(part.parameters(), 0.1) for part in self.parts]
+        return found[0] if self.automatic_optimization else found
 
 
-def test_it_sets_the_probability_of_the_step_and_leaves_it_at_the_end():
-    module, callback = Reads(), ScheduledSampling("exponential", k=0.5)
-    trainer = SimpleNamespace(global_step=0, estimated_stepping_batches=10)
-    callback.on_train_start(trainer, module)
-    for step, expected in ((0, 1.0), (1, 0.5), (3, 0.125)):
-        trainer.global_step = step
-        callback.on_train_batch_start(trainer, module, None, 0)
-        assert module.teacher_forcing == expected
-        assert module.logged == ("teacher_forcing", expected)
-    callback.on_train_end(trainer, module)
+@pytest.mark.parametrize("optimizers", [0, 2, 3])
+@pytest.mark.parametrize("callback", [ScheduledSampling("exponential", k=0.5), ScheduledSampling("linear")])
+def test_it_sets_the_probability_of_the_step_however_many_optimizers_there_are(optimizers, callback):
+    module = Several(optimizers)
+    loader = DataLoader(TensorDataset(torch.randn(12, 2)), batch_size=3)
+    trainer = Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[callback],
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, loader)
+    assert module.seen == [callback.probability(step, 8) for step in range(8)]
+    assert module.seen[0] == 1
+    assert trainer.logged_metrics["teacher_forcing"] == module.seen[-1]
     assert module.teacher_forcing == 1.0
 
 
