@@ -9,7 +9,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PureWindowsPath
@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple
 
 from datamodules.errors import DataError
 from datamodules.files.reading import in_words, require_regular
+from datamodules.files.staging import move_all, staging
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 CHUNK = 1 << 16  # bytes copied at once
@@ -48,7 +49,6 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
             stands against a file of another size; when far more would come of the archive than its own size, or than
             the disk has room for; and when it is broken.
     """
-    staging = folder / f".{archive.name}.unpacking"  # a fixed name: what a killed run left is cleared by the next one
     try:
         own_size = require_regular(archive).st_size
         with (_zip if archive.name.lower().endswith(".zip") else _tar)(archive) as members:
@@ -58,26 +58,61 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
                 if path.stat().st_size != files[path].size:
                     raise DataError(f"{path}: differs from the one in {archive}: move it away and unpack again")
             _require_room(archive, folder, sum(files[path].size for path in missing))
-            shutil.rmtree(staging, ignore_errors=True)
-            for path in missing:
-                staged = staging / path.relative_to(folder)
-                staged.parent.mkdir(parents=True, exist_ok=True)
-                with files[path].open() as source, staged.open("wb") as sink:
-                    shutil.copyfileobj(source, sink, CHUNK)
-                if staged.stat().st_size != files[path].size:
-                    raise EOFError(f"{files[path].name} ends too early")
-            for path in missing:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(staging / path.relative_to(folder), path)
+            with staging(folder / f".{archive.name}.unpacking") as made:
+                for path in missing:
+                    staged = made / path.relative_to(folder)
+                    staged.parent.mkdir(parents=True, exist_ok=True)
+                    with files[path].open() as source, staged.open("wb") as sink:
+                        shutil.copyfileobj(source, sink, CHUNK)
+                    if staged.stat().st_size != files[path].size:
+                        raise EOFError(f"{files[path].name} ends too early")
+                for path in missing:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                move_all((made / path.relative_to(folder), path) for path in missing)
     except OSError as error:
         if error.errno is None:  # gzip's and bz2's for a broken file
             raise _broken(archive, error) from error
         raise DataError(f"{archive}: cannot be unpacked into {folder}: {error.strerror or error}") from error
     except BROKEN as error:
         raise _broken(archive, error) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return list(files)
+
+
+class Opened(NamedTuple):
+    """Folders with the contents of archives, by `opened`."""
+
+    origins: dict[Path, Path]
+    """From folder to archive."""
+
+    @property
+    def folders(self) -> list[Path]:
+        """In the order of the archives."""
+        return list(self.origins)
+
+    def as_packed(self, text: str) -> str:
+        """A message that names archives in place of folders, which are gone when the user reads it."""
+        for place, archive in self.origins.items():
+            text = text.replace(f"into {place}", f"into {place.parent.parent}")
+            text = text.replace(f"{place}{os.sep}", f"{archive}: ").replace(str(place), str(archive))
+        return text
+
+
+@contextmanager
+def opened(archives: Sequence[Path], place: Path) -> Iterator[Opened]:
+    """The contents of archives in folders below `place`, for as long as they are read.
+
+    Raises:
+        DataError: of `unpack`, or of what reads the folders; it names the archives.
+    """
+    found = Opened({place / f"{number:06}": archive for number, archive in enumerate(archives)})
+    try:
+        with staging(place):
+            for folder, archive in found.origins.items():
+                folder.mkdir()
+                unpack(archive, folder)
+            yield found
+    except DataError as error:
+        raise DataError(found.as_packed(str(error))) from None
 
 
 def archives_in(folder: Path) -> list[Path]:

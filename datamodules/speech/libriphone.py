@@ -10,7 +10,6 @@ Imports neither torch nor Lightning at its head: workers that make features impo
 """
 
 import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,8 +21,9 @@ from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 from datamodules.errors import DataError, and_more
-from datamodules.files.archives import unpack
+from datamodules.files.archives import opened
 from datamodules.files.reading import GB, in_words, read_text, require_regular
+from datamodules.files.staging import move_all, staging
 from datamodules.files.walk import Account, by_ending, files_below
 from datamodules.speech import audio, phones
 from datamodules.speech.speakers import describe, parts_joined, speakers_of
@@ -291,11 +291,9 @@ def write_layout(
             "classes for train and test, or another folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    staging = folder / f".{part}.part"  # a fixed name: what a killed run left is cleared by the next one
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        (staging / "feat").mkdir(parents=True)
-        rows = list(_write_each(staging, utterances))
+    with staging(folder / f".{part}.part") as made:
+        (made / "feat").mkdir()
+        rows = list(_write_each(made / "feat", utterances))
         lines = {f"{part}_split.txt": [name for name, _, _ in rows], "phones.txt": list(names)}
         if all(labels is not None for _, labels, _ in rows):
             lines[f"{part}_labels.txt"] = [f"{name} {labels}" for name, labels, _ in rows]
@@ -305,23 +303,19 @@ def write_layout(
         if notes:
             lines[f"{part}_notes.txt"] = list(notes)
         for name, content in lines.items():
-            (staging / name).write_text("".join(f"{line}\n" for line in content), "utf-8", newline="\n")
+            (made / name).write_text("".join(f"{line}\n" for line in content), "utf-8", newline="\n")
         features.parent.mkdir(exist_ok=True)
-        os.replace(staging / "feat", features)
-        order = sorted(lines, key=lambda name: name == f"{part}_split.txt")
-        for name in order:  # last the one that says the part is there
-            os.replace(staging / name, folder / name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        order = sorted(lines, key=lambda name: name == f"{part}_split.txt")  # last the one that says the part is there
+        move_all([(made / "feat", features), *((made / name, folder / name) for name in order)])
     return [features, *(folder / name for name in order)]
 
 
-def _write_each(staging: Path, utterances: Iterable[Utterance]) -> Iterator[tuple[str, str | None, str | None]]:
+def _write_each(made: Path, utterances: Iterable[Utterance]) -> Iterator[tuple[str, str | None, str | None]]:
     """Write the features; yields name, labels as text, and speaker."""
     import torch
 
     for name, features, labels, speaker in utterances:
-        torch.save(torch.from_numpy(np.ascontiguousarray(features, np.float32)), staging / "feat" / f"{name}.pt")
+        torch.save(torch.from_numpy(np.ascontiguousarray(features, np.float32)), made / f"{name}.pt")
         yield name, None if labels is None else " ".join(map(str, labels.tolist())), speaker
 
 
@@ -362,16 +356,8 @@ def prepare_recordings(
     """
     if not source.is_file():
         return _prepare(source, folder, part, size, level, labels)
-    unpacked = folder / f".{part}.source"
-    shutil.rmtree(unpacked, ignore_errors=True)
-    try:
-        unpack(source, unpacked)
-        return _prepare(unpacked, folder, part, size, level, labels)
-    except DataError as error:  # the files it names are gone when the user reads it
-        text = str(error).replace(f"{unpacked}{os.sep}", f"{source}: ").replace(str(unpacked), str(source))
-        raise DataError(text) from None
-    finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
+    with opened([source], folder / f".{part}.source") as archive:
+        return _prepare(archive.folders[0], folder, part, size, level, labels)
 
 
 def _prepare(

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PureWindowsPath
@@ -25,6 +24,7 @@ import numpy as np
 
 from datamodules.errors import DataError, and_more
 from datamodules.files.reading import read_text
+from datamodules.files.staging import move_all, staging
 from datamodules.speech import audio
 from datamodules.speech.tensor_file import read_tensor
 
@@ -348,35 +348,22 @@ def write_dataset(
     """
     refuse_existing(folder, part)
     folder.mkdir(parents=True, exist_ok=True)
-    staging = folder / f".{part}.part"  # a fixed name: what a killed run left is cleared by the next one
-    shutil.rmtree(staging, ignore_errors=True)
-    moved: list[Path] = []
-    try:
-        (staging / "features").mkdir(parents=True)
-        lists = _lists(part, _write_each(staging / "features", part, utterances), speakers)
+    with staging(folder / f".{part}.part") as made:
+        (made / "features").mkdir()
+        lists = _lists(part, _write_each(made / "features", part, utterances), speakers)
         for name, content in lists.items():
             text = json.dumps(content, indent=2, ensure_ascii=False)
-            (staging / name).write_text(f"{text}\n", "utf-8", newline="\n")
-        if notes:
-            (staging / "notes.txt").write_text("".join(f"{line}\n" for line in notes), "utf-8", newline="\n")
-            os.replace(staging / "notes.txt", folder / f"{part}_notes.txt")
-            moved.append(folder / f"{part}_notes.txt")
-        staged = sorted((staging / "features").iterdir())
+            (made / name).write_text(f"{text}\n", "utf-8", newline="\n")
+        said = [f"{part}_notes.txt"] if notes else []
+        for name in said:
+            (made / name).write_text("".join(f"{line}\n" for line in notes), "utf-8", newline="\n")
+        staged = sorted((made / "features").iterdir())
         there = {entry.name for entry in os.scandir(folder)}
         for path in staged:  # the same bytes are what a killed run had moved: they are replaced by themselves
             if path.name in there and not filecmp.cmp(path, folder / path.name, shallow=False):
                 raise DataError(f"{folder / path.name}: there already; move it away, or name another folder")
-        for path in [*staged, *(staging / name for name in lists)]:  # last the list that says the part is there
-            target = folder / path.name
-            os.replace(path, target)
-            if path.name not in there:
-                moved.append(target)
-    except BaseException:
-        for path in moved:
-            path.unlink(missing_ok=True)
-        raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        # last the list that says the part is there
+        move_all((path, folder / path.name) for path in [*staged, *(made / name for name in (*said, *lists))])
     return [folder / name for name in reversed(lists)]
 
 
@@ -393,7 +380,7 @@ def refuse_existing(folder: Path, part: Part) -> None:
             raise DataError(f"{folder / name}: there already; move it away, or name another folder")
 
 
-def _write_each(staging: Path, part: Part, utterances: Iterable[Utterance]) -> list[tuple[str | None, dict[str, Any]]]:
+def _write_each(made: Path, part: Part, utterances: Iterable[Utterance]) -> list[tuple[str | None, dict[str, Any]]]:
     """Write the features; speaker and entry of each."""
     import torch
 
@@ -403,7 +390,7 @@ def _write_each(staging: Path, part: Part, utterances: Iterable[Utterance]) -> l
         if digest in digests:
             raise DataError(f"{name}: stands there twice{f' for speaker {speaker}' if speaker else ''}; rename one")
         digests.add(digest)
-        file = staging / f"uttr-{digest}.pt"
+        file = made / f"uttr-{digest}.pt"
         torch.save(torch.from_numpy(np.ascontiguousarray(features, np.float32)), file)
         rows.append((speaker, {"feature_path": file.name, "mel_len": len(features), "source": name}))
     return rows

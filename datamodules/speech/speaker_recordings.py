@@ -4,11 +4,9 @@ As speaker_folder, it imports neither torch nor Lightning at its head.
 """
 
 import math
-import os
-import shutil
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,24 +68,13 @@ def prepare_recordings(source: Path, folder: Path, part: Part, level: int | None
     lister = None if archives == [source] else _lister(source, part)
     if lister and all(lister.parent.joinpath(*entry.parts).is_file() for entry in _read_sounds(lister)):
         archives = []  # unpacked already
-    unpacked = folder / f".{part}.source"
-    origins = {unpacked / f"{number:06}": archive for number, archive in enumerate(archives)}
-    shutil.rmtree(unpacked, ignore_errors=True)
-    try:
-        for place, archive in origins.items():
-            place.mkdir(parents=True)
-            packed.unpack(archive, place)
-        homes = [*([] if archives == [source] else [source if source.is_dir() else source.parent]), *origins]
+    with packed.opened(archives, folder / f".{part}.source") as inside:
+        homes = [*([] if archives == [source] else [source if source.is_dir() else source.parent]), *inside.folders]
         if archives == [source]:
             homes = [_home(homes[0], part)]
             lister = _lister(homes[0], part)
         recordings, notes = _listed(lister, homes) if lister else _walked(homes, part, level)
-        notes = [_as_packed(note, origins) for note in notes]
-        return _prepare(recordings, homes[0], lister, folder, part, origins, notes)
-    except DataError as error:  # the files it names are gone when the user reads it
-        raise DataError(_as_packed(str(error), origins)) from None
-    finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
+        return _prepare(recordings, homes[0], lister, folder, part, inside, notes)
 
 
 def _prepare(
@@ -96,9 +83,10 @@ def _prepare(
     lister: Path | None,
     folder: Path,
     part: Part,
-    origins: Mapping[Path, Path],
+    inside: packed.Opened,
     notes: Sequence[str],
 ) -> list[Path]:
+    notes = [inside.as_packed(note) for note in notes]
     for sound, name, speaker in recordings:
         try:
             f"{name}{speaker}".encode()
@@ -118,7 +106,7 @@ def _prepare(
         warnings.simplefilter("always")
         audio.warn_of_rates(recording.sound for recording in recordings)
     for warning in caught:
-        warnings.warn(_as_packed(str(warning.message), origins), warning.category, stacklevel=3)
+        warnings.warn(inside.as_packed(str(warning.message)), warning.category, stacklevel=3)
     # joblib's processes do not run the user's own script again
     workers = Parallel(n_jobs=max(1, min(cpu_count(), len(recordings) // SHARE)), return_as="generator")
     made = workers(delayed(_features)(recording.sound) for recording in recordings)
@@ -315,11 +303,3 @@ def _archives(source: Path) -> list[Path]:
             return []
         raise DataError(f"{source}: expected a folder, an archive ({', '.join(packed.ENDINGS)}) or a testdata.json")
     return packed.archives_in(source)
-
-
-def _as_packed(text: str, origins: Mapping[Path, Path]) -> str:
-    """A message with the archives in the place of the folders they were unpacked to."""
-    for place, archive in origins.items():
-        text = text.replace(f"into {place}", f"into {place.parent.parent}")
-        text = text.replace(f"{place}{os.sep}", f"{archive}: ").replace(str(place), str(archive))
-    return text
