@@ -168,6 +168,7 @@ class FoodData(ClassifierData):
             self.facts = self._find_facts(files)
             if stage == "fit":
                 held = self.chosen_folds()[0]
+                rank_zero_info(f"{folder}: {files.account}")
                 rank_zero_info(
                     f"{folder}: {len(held.train)} images to train on, {len(held.val)} held out, "
                     f"{len(files.classes)} classes: {', '.join(files.classes[:12])}"
@@ -188,6 +189,10 @@ class FoodData(ClassifierData):
 
     def _decode(self, paths: Sequence[Path]) -> tuple[Pictures, np.ndarray]:
         decoded = decode(paths, self.image_size, self.bad_images)
+        assert self.files is not None
+        bad = [paths[row].relative_to(self.files.path).as_posix() for row in np.flatnonzero(~decoded.good).tolist()]
+        self.files.account.read -= len(bad)
+        self.files.account.leave("that cannot be read; see the warning", bad)
         return Pictures(decoded.images), decoded.good
 
     def _open_labelled(self, train: Images, val: Images | None) -> None:

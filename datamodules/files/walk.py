@@ -5,7 +5,7 @@ Imports neither torch nor Lightning.
 
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -25,44 +25,46 @@ class Found(NamedTuple):
     odd: list[Path]
 
 
-def files_below(folder: Path, skip: Callable[[Path], bool] = lambda path: False) -> Found:
-    """All regular files below a folder, at any depth; hidden ones are no part of it.
+def walk(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Everything below a folder but folders, one by one in order of names, and whether it is a regular file.
 
-    Links to folders are followed, but none that leads back to a folder it lies in.
-
-    Args:
-        folder: Where to look.
-        skip: Folders to leave out.
+    Hidden files are left out. Links to folders are followed, but none that leads back to a folder it lies in.
 
     Raises:
         OSError: a folder cannot be listed.
     """
-    found: list[Path] = []
-    odd: list[Path] = []
 
-    def look(place: Path, above: frozenset[tuple[int, int]]) -> None:
+    def look(place: Path, above: frozenset[tuple[int, int]]) -> Iterator[tuple[Path, bool]]:
         state = place.stat()
         here = (state.st_dev, state.st_ino)
         if here in above:  # a link that leads back up
-            odd.append(place)
+            yield place, False
             return
         with os.scandir(place) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                path = place / entry.name
-                if is_hidden(entry.name):
-                    continue
-                try:
-                    mode = entry.stat().st_mode
-                except OSError:  # a link that leads nowhere, or round and round
-                    odd.append(path)
-                    continue
-                if stat.S_ISDIR(mode):
-                    if not skip(path):
-                        look(path, above | {here})
-                else:
-                    (found if stat.S_ISREG(mode) else odd).append(path)
+            listed = sorted(entries, key=lambda entry: entry.name)
+        for entry in listed:
+            if is_hidden(entry.name):
+                continue
+            path = place / entry.name
+            try:
+                mode = entry.stat().st_mode
+            except OSError:  # a link that leads nowhere, or round and round
+                yield path, False
+                continue
+            if stat.S_ISDIR(mode):
+                yield from look(path, above | {here})
+            else:
+                yield path, stat.S_ISREG(mode)
 
-    look(folder, frozenset())
+    yield from look(folder, frozenset())
+
+
+def files_below(folder: Path) -> Found:
+    """All regular files below a folder, at any depth, and what is none; see `walk`."""
+    found: list[Path] = []
+    odd: list[Path] = []
+    for path, is_regular in walk(folder):
+        (found if is_regular else odd).append(path)
     return Found(found, odd)
 
 

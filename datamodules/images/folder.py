@@ -10,8 +10,18 @@ from typing import NamedTuple
 import numpy as np
 
 from datamodules.errors import DataError
+from datamodules.files.walk import Account, by_ending, files_below, is_hidden, walk
+from datamodules.images.decoded import ENDINGS
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".jfif"}
+# images that are not read, and what to do about them
+FOREIGN = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "which need pillow-heif: pip install pillow-heif"),
+    **dict.fromkeys(
+        (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".raw"), "raw photos; save as JPEG"
+    ),
+    **dict.fromkeys((".svg", ".psd", ".xcf", ".eps", ".pdf", ".ai", ".jxl", ".exr", ".hdr"), "not read; save as PNG"),
+}
+EDITION = re.compile(r"(19|20)\d\d|sample", re.IGNORECASE)  # folders of whole data sets
 PARTS = {
     "train": ("training", "train"),
     "val": ("validation", "valid", "val"),
@@ -42,6 +52,7 @@ class ImageFolder:
     test: Images | None
     unlabelled: Images | None
     id_width: int  # digits of the submission file's ids, 0 where they are not padded (2021)
+    account: Account
 
 
 def has_images(folder: Path) -> bool:
@@ -89,16 +100,38 @@ def read_folder(folder: Path, expect: list[str] | None = None) -> ImageFolder:
     index = {_canonical(key): number for number, key in enumerate(keys)}
     test, alone = _read_test(parts["test"], index, split or not train) if "test" in parts else (None, False)
     is_2021 = alone or (split and "test" in parts and parts["test"].name.lower() == "testing")
+    labelled = _labelled(train, index) if train else None
+    val = _labelled(_keyed(parts["val"]), index) if "val" in parts else None
+    unlabelled = _unlabelled(home, parts)
     return ImageFolder(
         path=home,
         classes=classes,
         keys=keys,
-        train=_labelled(train, index) if train else None,
-        val=_labelled(_keyed(parts["val"]), index) if "val" in parts else None,
+        train=labelled,
+        val=val,
         test=test,
-        unlabelled=_unlabelled(home, parts),
+        unlabelled=unlabelled,
         id_width=0 if is_2021 else _id_width(test),
+        account=_account(home, [part for part in (labelled, val, test, unlabelled) if part is not None]),
     )
+
+
+def _account(home: Path, parts: list[Images]) -> Account:
+    """What lies below the folder, and what of it is in one of the parts."""
+    read = {path for part in parts for path in part.paths}
+    account = Account("images", len(read))
+    below = files_below(home)
+    others = [path for path in below.files if path not in read]
+    for ending, paths in by_ending(others).items():
+        names = [path.relative_to(home).as_posix() for path in paths if path != home / "classes.txt"]
+        if ending in ENDINGS:
+            account.leave("in no folder of a class or part; move them into one", names)
+        elif ending in FOREIGN:
+            account.leave(f"{ending}, {FOREIGN[ending]}", names)
+        else:
+            account.leave(f"no images ({ending or 'no ending'})", names)
+    account.leave("no regular files; move them away", [path.relative_to(home).as_posix() for path in below.odd])
+    return account
 
 
 def _natural(text: str) -> tuple[list[str | int], str]:
@@ -109,7 +142,7 @@ def _natural(text: str) -> tuple[list[str | int], str]:
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        yield from (entry for entry in entries if not entry.name.startswith(".") and entry.name != "__MACOSX")
+        yield from (entry for entry in entries if not is_hidden(entry.name))
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
@@ -125,7 +158,10 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    return [*_images(folder), *(path for sub in _folders(folder) for path in _images_below(sub))]
+    """Images at any depth: those right in the folder first, each folder's in natural order."""
+    found = [path for path in files_below(folder).files if path.suffix.lower() in ENDINGS]
+    places = {path.parent: _natural(path.parent.relative_to(folder).as_posix()) for path in found}
+    return sorted(found, key=lambda path: (path.parent != folder, places[path.parent], _natural(path.name)))
 
 
 def _other_files(folder: Path) -> list[str]:
@@ -134,7 +170,9 @@ def _other_files(folder: Path) -> list[str]:
 
 def _holds_image(folder: Path, below: bool = False) -> bool:
     """Whether an image lies in the folder, or anywhere below it; stops at the first."""
-    return any(map(_is_image, _entries(folder))) or (below and any(_holds_image(p, True) for p in _folders(folder)))
+    if any(map(_is_image, _entries(folder))):
+        return True
+    return below and any(is_regular and path.suffix.lower() in ENDINGS for path, is_regular in walk(folder))
 
 
 def _parts(folder: Path) -> dict[str, list[Path]]:
@@ -149,24 +187,30 @@ def _class_folders(folder: Path, enough: int | None = None) -> list[Path]:
     """Sub-folders that are no part and hold images; stops when there are `enough`."""
     found: list[Path] = []
     for path in _folders(folder):
-        if path.name.lower() not in PART_OF and _holds_image(path):
+        if path.name.lower() not in PART_OF and (_holds_image(path) or _is_deep_class(path)):
             found.append(path)
             if len(found) == enough:
                 break
     return found
 
 
+def _is_deep_class(folder: Path) -> bool:
+    """Whether it is a class whose images lie deeper, and not a data set of its own."""
+    return not EDITION.fullmatch(folder.name) and _holds_image(folder, below=True) and not _is_home(folder)
+
+
+def _is_home(path: Path) -> bool:
+    """Whether it holds parts with images, or two class folders."""
+    parts = [p for name, ps in _parts(path).items() if name != "unlabelled" for p in ps]
+    return any(_holds_image(p, below=True) for p in parts) or len(_class_folders(path, 2)) >= 2
+
+
 def images_home(folder: Path) -> Path | None:
     """The folder that holds the parts, the classes or the images: this one, its only sub-folder, or neither."""
-
-    def is_home(path: Path) -> bool:
-        parts = [p for name, ps in _parts(path).items() if name != "unlabelled" for p in ps]
-        return any(_holds_image(p, below=True) for p in parts) or len(_class_folders(path, 2)) >= 2
-
-    if is_home(folder):
+    if _is_home(folder):
         return folder
     inside = _folders(folder)
-    if len(inside) == 1 and is_home(inside[0]):
+    if len(inside) == 1 and _is_home(inside[0]):
         return inside[0]
     return folder if _holds_image(folder) or _is_test(folder) else None
 
@@ -215,7 +259,7 @@ def _keyed(part: Path, strict: bool = False, images: bool = True) -> list[tuple[
     direct = _images(part) if images else []
     folders = [path for path in _folders(part) if path.name.lower() not in PART_OF]
     if direct:
-        if beside := next(filter(_holds_image, folders), None):
+        if beside := next((path for path in folders if _holds_image(path, below=True)), None):
             raise DataError(
                 f"{part}: holds images ({direct[0].name}) beside a folder with images ({beside.name}/); expected "
                 f"either images <class>_<number>.jpg or a folder a class, move the others away"
@@ -230,7 +274,7 @@ def _keyed(part: Path, strict: bool = False, images: bool = True) -> list[tuple[
         return [(path, key) for path, key in keys.items() if key is not None]
     found = []
     for folder in folders:
-        paths = _images(folder)
+        paths = _images_below(folder)
         if not paths and strict:
             raise DataError(f"{folder}: no image of this class; put some in, or remove the folder")
         found += [(path, folder.name) for path in paths]
@@ -317,9 +361,9 @@ def _read_test(part: Path, index: dict[str, int], maybe_2021: bool) -> tuple[Ima
         if None not in keys and known:
             return _labelled([(p, k) for p, k in zip(direct, keys, strict=True) if k], index), False
         return Images(direct, None), False  # names such as 0001.jpg, or what a camera calls its pictures
-    folders = [path for path in _folders(part) if _holds_image(path)]
+    folders = [path for path in _folders(part) if _holds_image(path, below=True)]
     if len(folders) == 1 and (maybe_2021 or _canonical(folders[0].name) not in index):
-        return Images(_images(folders[0]), None), maybe_2021
+        return Images(_images_below(folders[0]), None), maybe_2021
     return _labelled(_keyed(part), index), False
 
 

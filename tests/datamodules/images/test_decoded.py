@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -462,3 +463,41 @@ def test_turning_is_what_pillow_does() -> None:
     exif[0x0112] = 6
     data = saved(picture(), "PNG", exif=exif)
     assert np.array_equal(pixels(data, 30), plain(ImageOps.exif_transpose(Image.open(io.BytesIO(data))), 30))
+
+
+@pytest.fixture
+def blank(tmp_path: Path) -> Callable[[str, int], Path]:
+    def write(name: str, side: int) -> Path:
+        Image.new("L", (side, side)).save(tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def test_far_too_large_images_are_named_with_the_limit(
+    blank: Callable[[str, int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datamodules.images.decoded.LARGEST", 90**2)
+    monkeypatch.setattr("datamodules.images.decoded.LARGEST_JPEG", 150**2)
+    paths = [blank("a.png", 90), blank("b.png", 91), blank("c.jpg", 150), blank("d.jpg", 151)]
+    with pytest.warns(
+        UserWarning, match=r"2 of 4 images have more than 8,100 pixels \(JPEG: 22,500\) or 256.0 MB: .*b"
+    ):
+        found = decode(paths, 8)
+    assert found.good.tolist() == [True, False, True, False]
+    with pytest.raises(DataError, match=r"2 of 4 images have more than .*; make them smaller"):
+        decode(paths, 8, "refuse")
+
+
+def test_heic_is_read(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.full((64, 64, 3), 130, np.uint8))
+    grey.save(tmp_path / "a.heic")
+    found = decode([tmp_path / "a.heic"], 32)
+    assert found.good.all()
+    assert np.abs(found.images.astype(int) - 130).max() < 8
+
+
+def test_postscript_is_never_run(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
+    with pytest.warns(UserWarning, match=r"1 of 1 images cannot be read"):
+        assert not decode([tmp_path / "a.jpg"], 8).good.any()

@@ -1,5 +1,6 @@
 """datamodules/images/folder.py: every layout that students have, and one clear line for each that cannot be read."""
 
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -430,3 +431,47 @@ class TestGenerated:
                     optimizer.step()
         accuracy = (net.eval()(vx).argmax(1) == vy).float().mean().item()
         assert 0.25 < accuracy < 0.9
+
+
+# nothing goes without a word
+
+
+def test_images_in_deeper_folders_belong_to_their_class(tmp_path: Path) -> None:
+    put(tmp_path / "train", "a/1.jpg", "a/2021/2.jpg", "a/2021/more/3.jpg", "b/2022/4.jpg")
+    put(tmp_path / "test" / "00", "x/2.jpg", "x/10.jpg")
+    found = read_folder(tmp_path)
+    assert (names(found.train), labels(found.train)) == (["1.jpg", "2.jpg", "3.jpg", "4.jpg"], [0, 0, 0, 1])
+    assert names(found.test) == ["2.jpg", "10.jpg"]
+    assert str(found.account) == "images: 6 found, 6 read, 0 left out"
+
+
+def test_class_folders_without_a_part_may_be_deep_but_editions_are_no_classes(tmp_path: Path) -> None:
+    put(tmp_path / "one", "a/x/1.jpg", "b/x/2.jpg")
+    assert labels(read_folder(tmp_path / "one").train) == [0, 1]
+    put(tmp_path / "two", "2021/x/1.jpg", "2022/x/2.jpg")
+    put(tmp_path / "three", "mine/a/1.jpg", "mine/b/1.jpg", "yours/a/2.jpg", "yours/b/2.jpg")
+    assert not has_images(tmp_path / "two")
+    assert not has_images(tmp_path / "three")
+
+
+def test_what_is_left_out_is_counted_with_its_reason(tmp_path: Path) -> None:
+    put(course(tmp_path), "notes.txt", "training/1_1.CR2", "new/1.jpg", "new/2.jpg", ".DS_Store", "classes.txt")
+    os.mkfifo(tmp_path / "test" / "0099.jpg")
+    (tmp_path / "new" / "loop").symlink_to(tmp_path)
+    line = str(read_folder(tmp_path).account)
+    assert line.startswith("images: 62 found, 56 read, 6 left out: ")
+    for part in (
+        "2 in no folder of a class or part; move them into one (first: new/1.jpg)",
+        "1 .cr2, raw photos; save as JPEG (first: training/1_1.CR2)",
+        "1 no images (.txt) (first: notes.txt)",
+        "2 no regular files; move them away (first: new/loop)",
+    ):
+        assert part in line
+
+
+def test_heic_without_its_reader_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(course(tmp_path), "training/0_9.HEIC")
+    assert "0_9.HEIC" in names(read_folder(tmp_path).train)
+    monkeypatch.setattr("datamodules.images.folder.ENDINGS", {".jpg"})
+    line = str(read_folder(tmp_path).account)
+    assert "1 .heic, which need pillow-heif: pip install pillow-heif (first: training/0_9.HEIC)" in line
