@@ -10,6 +10,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 
+from datamodules.course import Baselines
 from datamodules.errors import DataError
 from datamodules.files.places import default_root
 
@@ -192,8 +193,8 @@ class HomeworkData(LightningDataModule, ABC):
         """What `leeml test` scored, in words."""
         return "the test set"
 
-    def describe_baselines(self) -> list[str]:
-        """The course's baselines that fit the files at hand, in words; empty where there are none."""
+    def baselines(self) -> list[Baselines]:
+        """The course's baselines of the editions that the files at hand may be of; none for other or generated data."""
         return []
 
     def _ways(self) -> str:

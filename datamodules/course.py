@@ -1,6 +1,7 @@
 """What the course published: its baselines on the public leaderboards, and the addresses of its files."""
 
-from collections.abc import Hashable
+import math
+from collections.abc import Hashable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,20 @@ class Baselines(NamedTuple):
     size: Hashable
     metric: str
     levels: dict[str, float]
+
+    def place(self, score: float) -> str:
+        """Between which baselines a score is, in the edition's own metric.
+
+        Args:
+            score: As `HomeworkData.score` gives it: of HW1 always the mean squared error.
+        """
+        better = -1 if self.metric in ("MSE", "RMSE") else 1
+        own = math.sqrt(score) if self.metric == "RMSE" else score
+        passed = [level for level, value in self.levels.items() if better * own >= better * value]
+        missed = [level for level in self.levels if level not in passed]
+        where = [f"passes {passed[-1]}"] if passed else []
+        where += [f"does not reach {missed[0]} ({self.levels[missed[0]]})"] if missed else []
+        return f"{self.metric} {own:.4g} {', '.join(where)}"
 
 
 BASELINES: dict[str, list[Baselines]] = {
@@ -116,12 +131,22 @@ PUBLISHED: dict[str, dict[str, list[RemoteFile]]] = {
 }
 
 
-def describe_baselines(homework: str, size: Hashable, note: str = "on the course's own hidden test set") -> list[str]:
-    """The baselines of the editions whose training files have this size, a line for each; none where none has it."""
+def baselines_of(homework: str, size: Hashable) -> list[Baselines]:
+    """The baselines of the editions whose training files have this size; none where none has it."""
+    return [known for known in BASELINES[homework] if known.size == size]
+
+
+def describe_baselines(found: Iterable[Baselines], score: float | None = None) -> list[str]:
+    """A line for each edition: its baselines, and between which of them a score is.
+
+    Args:
+        found: Baselines of one homework.
+        score: As `HomeworkData.score` gives it; None: there is none yet.
+    """
     return [
-        f"{edition}, {metric}: {'  '.join(f'{level} {value}' for level, value in levels.items())} ({note})"
-        for edition, known, metric, levels in BASELINES[homework]
-        if known == size
+        f"{known.edition}, {known.metric}: {'  '.join(f'{level} {value}' for level, value in known.levels.items())} "
+        "(on the course's own hidden test set)" + ("" if score is None else f"; here {known.place(score)}")
+        for known in found
     ]
 
 

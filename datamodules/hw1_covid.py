@@ -315,13 +315,13 @@ class CovidData(HomeworkData):
             return f"{self.test.path.name}, {len(self.test.ids)} rows with their target"
         return "held-out rows of the training file (they also chose the best checkpoint: slightly optimistic)"
 
-    def describe_baselines(self) -> list[str]:
+    def baselines(self) -> list[course.Baselines]:
         """The course's baselines of the edition whose columns these files have."""
         if (table := self.test or self.train) is None:
             return []
-        size, generated = (len(table.states), table.days), table.path.parent.name == "sample"
-        notes = ["generated data: not comparable"] if generated else []
-        return course.describe_baselines(self.homework, size, *notes)
+        if table.path.parent.name == "sample":  # generated
+            return []
+        return course.baselines_of(self.homework, (len(table.states), table.days))
 
     def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
         """Header and rows of the course's submission file for predictions (N,) in percent."""

@@ -321,9 +321,9 @@ class PhonemeData(ClassifierData):
             return f"{len(self.test_targets)} frames of the test utterances, whose labels are there"
         return "held-out frames (they also chose the best checkpoint: slightly optimistic)"
 
-    def describe_baselines(self) -> list[str]:
+    def baselines(self) -> list[course.Baselines]:
         """The course's baselines of the edition that has so many training frames."""
-        return course.describe_baselines(self.homework, len(self.targets))
+        return course.baselines_of(self.homework, len(self.targets))
 
     def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
         """Header and rows of the course's file for probabilities (N, C) of all test frames in order."""

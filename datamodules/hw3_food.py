@@ -346,10 +346,10 @@ class FoodData(ClassifierData):
             return f"{len(self.test_rows)} test images whose names carry their class"
         return "held-out images (they also chose the best checkpoint: slightly optimistic)"
 
-    def describe_baselines(self) -> list[str]:
+    def baselines(self) -> list[course.Baselines]:
         """The course's baselines of the edition that has so many training images."""
         count = len(self.files.train.paths) if self.files is not None and self.files.train is not None else 0
-        return course.describe_baselines(self.homework, count)
+        return course.baselines_of(self.homework, count)
 
     def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
         """Header and rows of the course's file for probabilities (N, C), in natural order of the test files."""

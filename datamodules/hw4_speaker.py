@@ -226,9 +226,9 @@ class SpeakerData(ClassifierData):
             return f"{len(self.test_targets)} test utterances whose speakers are known ({how}{noise})"
         return f"held-out utterances ({how}{noise}; they also chose the best checkpoint: slightly optimistic)"
 
-    def describe_baselines(self) -> list[str]:
+    def baselines(self) -> list[course.Baselines]:
         """The course's baselines of the editions that have so many training utterances."""
-        return course.describe_baselines(self.homework, len(self.targets))
+        return course.baselines_of(self.homework, len(self.targets))
 
     def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
         """Header and rows of the course's file for probabilities (N, C), in the order of testdata.json."""

@@ -423,10 +423,10 @@ class TranslationData(HomeworkData):
             return f"{len(self.test_lines)} test sentences whose translations are known ({self.test_bitext})"
         return "held-out pairs (they also chose the best checkpoint: slightly optimistic)"
 
-    def describe_baselines(self) -> list[str]:
+    def baselines(self) -> list[course.Baselines]:
         """The course's baselines of the editions that have so many pairs; they are for Chinese."""
         count = int(self.real.counts[:, 0].sum()) if self.bitexts and self.target == "zh" else 0
-        return course.describe_baselines(self.homework, count)
+        return course.baselines_of(self.homework, count)
 
     def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
         """No header, and a row of one text for each test sentence, in the order of the test file."""

@@ -16,6 +16,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from callbacks.submission import write_csv
 from datamodules.base import HomeworkData
+from datamodules.course import describe_baselines
 from datamodules.errors import DataError
 from modules.base import HomeworkModule
 from scripts.cli.config_parser import class_named, known_classes
@@ -131,7 +132,7 @@ def report(run: RunFolder, data: HomeworkData, rows: np.ndarray, predicted: np.n
     print(
         f"  mean        {mean:.4f}  (deviation over folds {spread:.4f}; last weights, nothing chosen on held-out rows)"
     )
-    for text in data.describe_baselines():
+    for text in describe_baselines(data.baselines(), mean):
         print(f"  course's baselines  {text}")
     submission = "submission.csv (mean of all folds' models), " if test else ""
     print(f"  files  {run.path}: out_of_fold.csv, {submission}scores.json")

@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules.base import HomeworkData
+from datamodules.course import describe_baselines
 from scripts.run.folder import RunFolder
 
 
@@ -32,10 +33,13 @@ def show_summary(subcommand: str, trainer: Trainer, data: HomeworkData, run: Run
     scores = collect(subcommand, trainer)
     if scores and run.config.is_file():
         run.add_scores(scores)
-    rows: list[tuple[str, str]] = [(name, f"{value}") for name, value in (run.read_scores() or scores).items()]
+    known = run.read_scores() or scores
+    metric = str(getattr(trainer.lightning_module, "monitor", "")).removeprefix("val/")
+    score = known.get(f"test/{metric}", known.get(f"best val/{metric}"))
+    rows: list[tuple[str, str]] = [(name, f"{value}") for name, value in known.items()]
     if subcommand == "test":
         rows.append(("tested on", data.describe_test()))
-    rows += [("course's baselines", text) for text in data.describe_baselines()]
+    rows += [("course's baselines", text) for text in describe_baselines(data.baselines(), score)]
     names = ("checkpoints/best.ckpt", "metrics.csv", "samples.csv", "figures", "submission.csv", "submission.txt")
     files = [run.path / name for name in names]
     rows += [("run folder", str(run.path))]

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from datamodules.course import BASELINES, PUBLISHED, describe_baselines, fetch
+from datamodules.course import BASELINES, PUBLISHED, baselines_of, describe_baselines, fetch
 from datamodules.errors import DataError
 from scripts.cli.homeworks import homeworks
 
@@ -20,12 +22,27 @@ def test_every_homework_has_baselines_that_get_harder():
 
 
 def test_an_edition_is_recognised_by_its_size():
-    first, second = describe_baselines("hw4_speaker", 56_666)  # two editions have the same data
+    first, second = describe_baselines(baselines_of("hw4_speaker", 56_666))  # two editions have the same data
     scores = "simple 0.60824  medium 0.70375  strong 0.7775  boss 0.865"
     assert first == f"2022, accuracy: {scores} (on the course's own hidden test set)"
     assert second.startswith("2023, accuracy: simple 0.66025")
-    assert describe_baselines("hw4_speaker", 56_667) == []
-    assert describe_baselines("hw1_covid", (37, 5), "generated")[0].endswith("boss 0.86161 (generated)")
+    assert baselines_of("hw4_speaker", 56_667) == []
+
+
+def test_a_score_is_placed_in_the_editions_own_metric():
+    (of_2021,), (of_2022,) = (baselines_of("hw1_covid", size) for size in ((40, 3), (37, 5)))
+    assert of_2021.place(0.876) == "RMSE 0.9359 passes medium, does not reach strong (0.88017)"  # 0.876 is an MSE
+    assert of_2022.place(0.876) == "MSE 0.876 passes strong, does not reach boss (0.86161)"
+
+
+@given(st.sampled_from([known for editions in BASELINES.values() for known in editions]), st.floats(0, 100))
+def test_a_baseline_is_passed_by_what_is_at_least_as_good(known, score):
+    better = (lambda a, b: a <= b) if known.metric in ("MSE", "RMSE") else (lambda a, b: a >= b)
+    own = score**0.5 if known.metric == "RMSE" else score
+    passed = [level for level, value in known.levels.items() if better(own, value)]
+    said = known.place(score)
+    assert ("passes" in said, "does not reach" in said) == (bool(passed), len(passed) < len(known.levels))
+    assert not passed or f"passes {passed[-1]}" in said
 
 
 def test_all_editions_are_fetched_in_one_call(monkeypatch):

@@ -586,16 +586,15 @@ def test_labels_and_score(sample: Path) -> None:
     assert data.score(english, wrong) == pytest.approx(expected)
     assert 0 < expected < 100
     assert data.submission(true) == ([], [[text] for text in true])
-    assert data.describe_baselines() == []
+    assert data.baselines() == []
 
 
-def test_the_courses_lines(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_edition_is_known_by_its_number_of_pairs(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = ready(sample)
     data.real.counts[:, 0] = 398_066
-    assert [line.split(",")[0] for line in data.describe_baselines()] == ["2021", "2022"]
-    assert "simple 14.58  medium 18.04  strong 25.2  boss 29.13" in data.describe_baselines()[1]
+    assert [known.edition for known in data.baselines()] == ["2021", "2022"]
     data.target = "en"
-    assert data.describe_baselines() == []
+    assert data.baselines() == []
 
 
 def test_describe(sample: Path) -> None:
