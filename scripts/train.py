@@ -34,7 +34,6 @@ from scripts.cli.summary import show_summary
 from scripts.cli.yaml_files import check_yaml
 from scripts.run.checkpoint import checkpoint_config, load_checkpoint, run_config, typed_names
 from scripts.run.folder import RunFolder
-from scripts.run.origin import write_begin
 from scripts.run.records import RunCSVLogger, RunRecord, close_log, open_log
 from scripts.run.resume import check_averaging, check_data, optimizer_changes
 from scripts.run.trusted import ONE_CALL
@@ -142,7 +141,7 @@ class LeemlCLI(LightningCLI):
         ]
         if fit:
             always += [
-                RunRecord(self.run, self.saved_config(), self._resumed()),
+                RunRecord(self.run, self.saved_config(), self._resumed(), self.typed_configs),
                 Samples(),
                 *([LearningRateMonitor("step")] if loggers else []),
             ]
@@ -251,7 +250,6 @@ class LeemlCLI(LightningCLI):
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.run.create()
             self.run.clear(rest=self._resumed() is None)
-            write_begin(self.run.path, self.typed_configs)
             open_log(self.run)
 
 
@@ -414,13 +412,16 @@ def _no_tips(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
 
 
-def run_cli(args: list[str], early_stopping: bool = True, again: str = "") -> LeemlCLI:
+def run_cli(
+    args: list[str], early_stopping: bool = True, again: str = "", notes: dict[Path, str] | None = None
+) -> LeemlCLI:
     """Run fit, validate, test or predict; what went wrong before training leaves nothing behind.
 
     Args:
         args: The subcommand and its flags.
         early_stopping: Whether EarlyStopping of the config counts.
         again: Command that goes on with the run after an interruption (default: fit --resume).
+        notes: Texts of files to write when the run's folder is made.
     """
     for noise in NOISE:
         warnings.filterwarnings("ignore", message=noise)
@@ -434,6 +435,7 @@ def run_cli(args: list[str], early_stopping: bool = True, again: str = "") -> Le
         return LeemlCLI(args, RunFolder(Path("runs")))
     planned = plan(args)
     run = planned.run
+    run.notes = notes or {}
     fits, fresh, done = args[0] == "fit", not run.path.exists(), False
     first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
     os.environ.setdefault("WANDB_SILENT", "true")

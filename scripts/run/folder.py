@@ -28,6 +28,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.scores = path / "scores.json"
         self.log = path / "log.txt"
+        self.notes: dict[Path, str] = {}
+        """Texts of files to write when the folder is made."""
         self.trained = False
         """Whether this process has trained a step that the folder records."""
         self._lock: int | None = None  # a file descriptor
@@ -147,6 +149,8 @@ class RunFolder:
                 f"{self.path}: cannot write a run here ({reason}); choose another folder with --run_dir"
             ) from None
         self.own()
+        for path, text in self.notes.items():
+            write_text(path, text)
 
     def read_scores(self) -> dict[str, Any]:
         """What was scored so far."""

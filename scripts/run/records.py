@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from callbacks.files import whole, write_text
 from scripts.run import resume
 from scripts.run.folder import RunFolder
-from scripts.run.origin import write_end
+from scripts.run.origin import write_begin, write_end
 
 LOGGED = ("lightning.pytorch", "lightning.fabric", "leeml", "py.warnings")  # loggers that log.txt records
 
@@ -169,10 +170,13 @@ class RunRecord(Callback):
         run: The run's folder.
         config: The resolved configuration of `fit`.
         resumed: The checkpoint that the run goes on from; None for a new run.
+        typed_configs: The --config files that `fit` was given.
     """
 
-    def __init__(self, run: RunFolder, config: dict[str, Any], resumed: Path | None = None) -> None:
-        self.run, self.config, self.resumed = run, config, resumed
+    def __init__(
+        self, run: RunFolder, config: dict[str, Any], resumed: Path | None = None, typed_configs: Sequence[str] = ()
+    ) -> None:
+        self.run, self.config, self.resumed, self.typed_configs = run, config, resumed, typed_configs
         self.changes: resume.Changes = []
         """What flags change in the optimizer's state; the command sets it before the fit."""
         self._rows: int | None = None
@@ -199,6 +203,7 @@ class RunRecord(Callback):
         if self.resumed is not None and self.resumed != last:  # from here on, that is where a resumed run goes on
             with whole(last) as scratch:
                 shutil.copyfile(self.resumed, scratch)
+        write_begin(self.run.path, self.typed_configs)
         write_text(self.run.config, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
         begin_log()
         for logger in _own(trainer):

@@ -72,7 +72,7 @@ def test_a_documented_command_is_understood(page, line, run, monkeypatch):
         works(*plan(words).line, "--print_config")
     elif subcommand == "kfold":
 
-        def parse_only(args, early_stopping=True):
+        def parse_only(args, **options):
             assert answer(*args, "--print_config").code == 0
             raise Parsed
 

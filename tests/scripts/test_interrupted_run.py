@@ -19,13 +19,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def at_step(monkeypatch):
-    """Runs a function once, within a training step of a number counted over the whole run from 0."""
+    """Runs a function once, within a training step of a number counted over the whole run (of a fold) from 0."""
 
-    def arrange(number, action):
+    def arrange(number, action, fold=0):
         step, left = CovidRegressor.training_step, [action]
 
         def training_step(self, batch, batch_idx):
-            if self.trainer.global_step == number and left:
+            if self.trainer.global_step == number and self.trainer.datamodule.fold == fold and left:
                 left.pop()()
             return step(self, batch, batch_idx)
 
@@ -206,3 +206,71 @@ def test_a_run_in_progress_is_left_alone(run, experiment, sample, tmp_path):
             process.kill()  # which frees it
         works("fit", "--run_dir", folder, *args)
         assert not (folder / ".lock").exists()
+
+
+# folds
+
+
+@pytest.fixture(scope="module")
+def folded(experiment, sample, tmp_path_factory):
+    """Three folds, one by one and in one pass, that nothing disturbed."""
+    found = {}
+    for name, flags in {"one_by_one": ["--one_by_one"], "pass": []}.items():
+        found[name] = tmp_path_factory.mktemp("folded") / name
+        works("kfold", "--config", experiment, "--data.root", sample, "--folds", 3, "--run_dir", found[name], *flags)
+    return found
+
+
+def assert_same_folds(path, other):
+    for name in ("out_of_fold.csv", "submission.csv", "scores.json"):
+        assert (path / name).read_bytes() == (other / name).read_bytes(), name
+    for metrics in other.rglob("metrics.csv"):
+        assert (path / metrics.relative_to(other)).read_text() == metrics.read_text()
+
+
+@pytest.mark.parametrize("way", ["one_by_one", "pass"])
+@pytest.mark.parametrize("resume", [True, False])
+def test_folds_go_on_where_they_stopped(at_step, experiment, sample, folded, tmp_path, way, resume):
+    path = tmp_path / "run"
+    args = ["kfold", "--config", experiment, "--data.root", sample, "--folds", 3, "--run_dir", path]
+    args += ["--one_by_one"] if way == "one_by_one" else []
+    at_step(5, lambda: signal.raise_signal(signal.SIGTERM), fold=1 if way == "one_by_one" else None)
+    said = answer(*args)
+    assert said.code == 143
+    assert f"go on with: leeml kfold --run_dir {path} --resume" in said.err
+    first = path / "fold_0" / "checkpoints" / "last.ckpt"
+    before = first.stat().st_mtime_ns if way == "one_by_one" else None
+    works(*(["kfold", "--run_dir", path, "--resume"] if resume else args))
+    assert_same_folds(path, folded[way])
+    if before:
+        assert first.stat().st_mtime_ns == before, "trained again"
+    works(*args)  # all is there: only joined once more
+    assert_same_folds(path, folded[way])
+
+
+def test_folds_of_several_machines_are_joined(experiment, sample, folded, tmp_path):
+    args = ["kfold", "--config", experiment, "--data.root", sample, "--folds", 3]
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert "folds 1 are missing" in works(*args, "--only", "0,2", "--run_dir", here).out
+    works(*args, "--only", 1, "--run_dir", there)
+    shutil.copytree(there / "fold_1", here / "fold_1")
+    works("kfold", "--run_dir", here, "--resume", "--data.root", sample)
+    assert_same_folds(here, folded["one_by_one"])
+
+
+def test_folds_are_made_alike(experiment, sample, tmp_path):
+    args = ["kfold", "--config", experiment, "--data.root", sample, "--trainer.max_epochs", 1]
+    path, other = tmp_path / "run", tmp_path / "other"
+    works(*args, "--folds", 2, "--only", 0, "--run_dir", path)
+    for flags, says in {
+        ("--folds", "3"): ["2 folds one by one"],
+        ("--only", "2"): ["--only 2: expected numbers from 0 to 1"],
+        ("--model.dropout", "0.5"): ["begun with other flags", f"leeml kfold --run_dir {path} --resume"],
+    }.items():
+        assert_fails(tmp_path, *args, "--run_dir", path, *flags, says=says)
+    works(*args, "--folds", 2, "--only", 1, "--run_dir", other, "--model.dropout", 0.5)
+    shutil.copytree(other / "fold_1", path / "fold_1")
+    says = ["model.init_args.dropout is 0.5", "it is 0.1", "made alike"]
+    assert_fails(tmp_path, "kfold", "--run_dir", path, "--resume", says=says)
+    assert_fails(tmp_path, "kfold", "--run_dir", tmp_path / "none", "--resume", says=["no k-fold run to go on with"])
+    assert_fails(tmp_path, *args, "--run_dir", path / "fold_0", says=["holds a run already"])

@@ -1,0 +1,109 @@
+"""The parts of a k-fold run, each a run of its own: what they predicted, and whether they belong together."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from callbacks.files import whole
+from datamodules.errors import DataError
+from scripts.cli.yaml_files import read_yaml
+from scripts.run.folder import RunFolder
+
+FREE = (  # keys in which the folds of one k-fold run may differ
+    "data.init_args.fold", "data.init_args.root", "data.init_args.dir", "data.init_args.edition",
+    "data.init_args.workers", "trainer.accelerator", "trainer.logger", "trust",
+)  # fmt: skip
+
+
+@dataclass
+class Predictions:
+    """What the model of one fold said.
+
+    Args:
+        rows: Numbers of the rows held out (N,).
+        held: Their predictions (N, ...).
+        test: Predictions for the test file, in its order; None where there is none.
+        no_test: Why there is none.
+    """
+
+    rows: np.ndarray
+    held: np.ndarray
+    test: np.ndarray | None = None
+    no_test: str = ""
+
+    def save(self, path: Path) -> None:
+        """Write them as one file, which is then the sign that the fold is done.
+
+        Raises:
+            DataError: one of them is no finite number.
+        """
+        for name, values in {"a row held out": self.held, "the test file": self.test}.items():
+            if values is not None and not np.isfinite(values).all():
+                raise DataError(f"{path.parent}: a prediction for {name} is not finite; train this fold in another way")
+        parts = {"rows": self.rows, "held": self.held, "no_test": np.array(self.no_test)}
+        if self.test is not None:
+            parts["test"] = self.test
+        with whole(path) as scratch, open(scratch, "wb") as file:
+            np.savez_compressed(file, **parts)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: Path) -> "Predictions":
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as parts:
+                return cls(parts["rows"], parts["held"], parts.get("test"), str(parts["no_test"]))
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise DataError(f"{path}: damaged ({error}); delete it, and the fold is predicted once more") from None
+
+
+def predictions(part: RunFolder) -> Path:
+    """The file of a fold's predictions."""
+    return part.path / "predictions.npz"
+
+
+def join(parts: Sequence[RunFolder]) -> Predictions:
+    """The predictions of all folds: rows held out one fold after the other, and the mean for the test file.
+
+    Raises:
+        DataError: the folds were not made alike, or a row is held out by two of them.
+    """
+    for part in parts[1:]:
+        check_alike(read_yaml(part.config), part.path, read_yaml(parts[0].config), parts[0].path)
+    found = [Predictions.load(predictions(part)) for part in parts]
+    rows = np.concatenate([f.rows for f in found])
+    if len(np.unique(rows)) < len(rows):
+        raise DataError(f"{parts[0].path.parent}: a row is held out by two folds; they are of different data")
+    tests = [f.test for f in found if f.test is not None]
+    missing = next((f.no_test for f in found if f.test is None), "")
+    test = np.mean(tests, axis=0) if len(tests) == len(found) else None
+    return Predictions(rows, np.concatenate([f.held for f in found]), test, missing)
+
+
+def check_alike(config: Mapping[str, Any], path: Path, other: Mapping[str, Any], other_path: Path) -> None:
+    """Hold the configurations of two folds against each other.
+
+    Raises:
+        DataError: names the first key in which they must not differ.
+    """
+    ours, theirs = dict(_flat(config)), dict(_flat(other))
+    for key in sorted({*ours, *theirs} - {*FREE}):
+        if ours.get(key) != theirs.get(key):
+            raise DataError(
+                f"{path}: {key} is {ours.get(key)}, in {other_path} it is {theirs.get(key)}: the folds of one k-fold "
+                "run are made alike; use the same flags, or another --run_dir"
+            )
+
+
+def _flat(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(config, Mapping) and key not in FREE:
+        for name, value in config.items():
+            yield from _flat(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, config
