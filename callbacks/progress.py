@@ -27,6 +27,10 @@ class RunProgress(ProgressBar):
         """Called by Lightning on all ranks but the first."""
         self._enabled = False
 
+    def enable(self) -> None:
+        """Called by Lightning where it has disabled the bar for a while."""
+        self._enabled = True
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
         if not self._enabled:

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -88,6 +89,11 @@ class WarmupScheduler(Callback):
                 f"{type(pl_module).__name__}.configure_optimizers returns a learning-rate scheduler, and the trainer "
                 "has a WarmupScheduler: both would set the rate. Drop one of them."
             )
+        if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "The trainer has a WarmupScheduler and StochasticWeightAveraging, and both would set the rate. Drop "
+                "one of them; EMAWeightAveraging and AverageOfLast leave it alone."
+            )
         if sum(isinstance(callback, WarmupScheduler) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise MisconfigurationException("The trainer has more than one WarmupScheduler. Drop all but one.")
         self._factor_at = self._build(self._total(trainer) if self._needs_total else 0)
@@ -118,6 +124,11 @@ class WarmupScheduler(Callback):
         """Optimizer steps in the run; asked at its start, since asking earlier loses a stateful loader's state."""
         if self.total is not None:
             return self.total
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "With GradientAccumulationScheduler the number of steps of the run is not known beforehand, and "
+                f"schedule={self.schedule!r} with warmup={self.warmup} needs it: set `total` of WarmupScheduler."
+            )
         steps = steps_in_run(trainer)
         if not 0 <= steps < float("inf"):  # endless: inf, or -1 where the loader has no length
             raise MisconfigurationException(

@@ -55,6 +55,9 @@ class HomeworkModule(LightningModule):
         self.built = False
         self._train_sums = torch.zeros(4)  # of this epoch so far: losses, steps, right answers, answers
         self._counts: list[Any] = []  # rows or tokens of each batch of an accumulated step, over all ranks
+        self._overfits = False
+        self.learning_rate: float | None = None
+        """Set by Lightning's Tuner: wins over the optimizer's own rate."""
 
     def build(self, facts: dict[str, Any]) -> None:
         """Create networks and metrics from what the data knows."""
@@ -96,14 +99,34 @@ class HomeworkModule(LightningModule):
 
     on_validation_start = on_test_start = on_predict_start = _need_facts
 
+    def setup(self, stage: str) -> None:
+        """Take over overfit_batches: Lightning would put a sampler of its own in place of that of our loaders.
+
+        Its limits of batches stay, and `on_train_epoch_start` keeps the order of the first epoch. A share is one of the
+        training batches alone: a validation may be a single batch.
+        """
+        trainer: Any = self.trainer
+        if stage == "fit" and trainer.overfit_batches:
+            if isinstance(trainer.overfit_batches, float):
+                trainer.limit_val_batches = 1.0
+            self._overfits, trainer.overfit_batches = True, 0
+
+    def on_train_epoch_start(self) -> None:
+        """With overfit_batches, every epoch has the batches of the first, noise and crops included."""
+        sampler = getattr(self.trainer.train_dataloader, "sampler", None)
+        if self._overfits and hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(0)
+
     def configure_optimizers(self) -> Optimizer:
         """The injected optimiser; its weight decay, if any, leaves out biases and norms."""
         self._need_facts()
         optimizer = self.new_optimizer(self.parameters())
-        if not optimizer.defaults.get("weight_decay"):
-            return optimizer
-        decayed, free = split_decay(self)
-        return self.new_optimizer([{"params": decayed}, {"params": free, "weight_decay": 0.0}])
+        if optimizer.defaults.get("weight_decay"):
+            decayed, free = split_decay(self)
+            optimizer = self.new_optimizer([{"params": decayed}, {"params": free, "weight_decay": 0.0}])
+        for group in optimizer.param_groups if self.learning_rate is not None else ():
+            group["lr"] = self.learning_rate
+        return optimizer
 
     def global_mean(self, total: Tensor, count: int) -> Tensor:
         """Mean over what counts (rows, tokens) of all ranks, scaled so that DDP's average of gradients is exact.

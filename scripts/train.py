@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -28,6 +28,7 @@ from datamodules.errors import DataError
 from datamodules.files.places import PROJECT
 from modules.base import HomeworkModule
 from scripts.cli.config_parser import Parser, known_classes
+from scripts.cli.lightning_features import check_trainer, explain_callback, listed
 from scripts.cli.mistakes import Parser as MistakeParser
 from scripts.cli.mistakes import UsageError
 from scripts.cli.summary import show_summary
@@ -116,6 +117,10 @@ class LeemlCLI(LightningCLI):
         config.checkpoint.monitor = config.checkpoint.monitor or module.monitor
         config.checkpoint.mode = module.mode
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(self.run.checkpoints)
+        if config.trainer.default_root_dir is not None:
+            raise UsageError(
+                "trainer.default_root_dir: name the run's folder with --run_dir", "trainer.default_root_dir"
+            )
         config.trainer.default_root_dir = str(self.run.path)
         for key in ("root", "dir"):
             if value := config.data.init_args.get(key):
@@ -134,10 +139,13 @@ class LeemlCLI(LightningCLI):
             loggers = [RunCSVLogger(self.run.path), *extra]
         else:
             loggers = False
+        check_trainer(given)
+        chosen = listed(given.get("callbacks"))
+        bar = given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in chosen)
         always = [
             FiniteNumbers(self._get(self.config_init, "nonfinite")),
             Figures(),
-            *([RunProgress()] if given.get("enable_progress_bar") is not False else []),
+            *([RunProgress()] if bar else []),
         ]
         if fit:
             always += [
@@ -145,12 +153,9 @@ class LeemlCLI(LightningCLI):
                 Samples(),
                 *([LearningRateMonitor("step")] if loggers else []),
             ]
-            plugins = given.get("plugins") or []
-            given["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), RunCheckpointIO()]
+            given["plugins"] = [*listed(given.get("plugins")), RunCheckpointIO()]
         if self.subcommand == "predict":
             always.append(Submission(self.output))
-        chosen = given.get("callbacks") or []
-        chosen = chosen if isinstance(chosen, list) else [chosen]
         if not self.early_stopping:
             chosen = [callback for callback in chosen if not isinstance(callback, EarlyStopping)]
         given["callbacks"] = [*chosen, *always]
@@ -190,7 +195,12 @@ class LeemlCLI(LightningCLI):
         """As Lightning's; before the first training step a wrong value is the likely cause of an error."""
         try:
             super()._run_subcommand(subcommand)
-        except (ValueError, ArithmeticError) as error:
+        except (DataError, MisconfigurationException, OSError):
+            raise
+        except Exception as error:
+            explain_callback(error)
+            if not isinstance(error, ValueError | ArithmeticError):
+                raise
             if self.trainer.fit_loop.epoch_loop.batch_progress.total.ready:
                 raise
             raise DataError(f"{error} (while setting up {subcommand}; LEEML_DEBUG=1 shows where)") from error

@@ -3,8 +3,10 @@
 import importlib
 import pkgutil
 from contextlib import suppress
+from enum import Enum
 from typing import Any, NoReturn
 
+import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
@@ -16,6 +18,9 @@ import modules
 from datamodules.base import HomeworkData
 from modules.base import HomeworkModule
 from scripts.cli.mistakes import reword
+
+# jsonargparse leaves a default that is a member of an Enum of text as it is, such as that of Lightning's Timer
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 
 class Parser(LightningArgumentParser):

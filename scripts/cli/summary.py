@@ -3,8 +3,8 @@
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
+from callbacks.checkpoints import BestCheckpoint
 from datamodules.base import HomeworkData
 from datamodules.course import describe_baselines
 from scripts.run.folder import RunFolder
@@ -13,7 +13,7 @@ from scripts.run.folder import RunFolder
 def collect(subcommand: str, trainer: Trainer) -> dict[str, Any]:
     """Scores of this call, by name."""
     if subcommand == "fit":
-        best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+        best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
         if best is None or best.best_model_score is None or not best.best_model_score.isfinite():
             return {}
         return {f"best {best.monitor}": round(float(best.best_model_score), 5)}
