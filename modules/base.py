@@ -113,7 +113,7 @@ class HomeworkModule(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """With overfit_batches, every epoch has the batches of the first, noise and crops included."""
-        sampler = getattr(self.trainer.train_dataloader, "sampler", None)
+        sampler: Any = getattr(self.trainer.train_dataloader, "sampler", None)
         if self._overfits and hasattr(sampler, "set_epoch"):
             sampler.set_epoch(0)
 
