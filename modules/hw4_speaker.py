@@ -118,13 +118,24 @@ class SpeakerClassifier(Classifier):
         return Judged(logs, logs, torch.cat([F.normalize(e.float()) for e in found], dim=1))
 
     def evaluate(self, batch: dict[str, Tensor], stage: Literal["val", "test"]) -> tuple[Judged, Tensor]:
-        """With the equal error rate of all pairs of utterances."""
+        """Collect embeddings too, for the equal error rate of all pairs of utterances."""
         judged, y = super().evaluate(batch, stage)
         assert judged.embeddings is not None
-        error = self.val_eer if stage == "val" else self.test_eer
-        error.update(judged.embeddings, y)
-        self.log(f"{stage}/equal_error_rate", error, on_step=False, on_epoch=True, batch_size=len(y))
+        (self.val_eer if stage == "val" else self.test_eer).update(judged.embeddings, y)
         return judged, y
+
+    def _log_error_rate(self, stage: Literal["val", "test"], error: EqualErrorRate) -> None:
+        if (rate := error.compute()).isfinite():  # it is not defined where no two utterances are of one speaker
+            self.log(f"{stage}/equal_error_rate", rate)
+        error.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the equal error rate."""
+        self._log_error_rate("val", self.val_eer)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the equal error rate."""
+        self._log_error_rate("test", self.test_eer)
 
     def remember(self, batch: dict[str, Tensor], judged: Judged, y: Tensor) -> None:
         """Keep answers and embeddings, and the frames of the first utterance."""
