@@ -1,4 +1,4 @@
-"""What all tests share: the real data where it lies, and Hypothesis without deadlines (the cores are shared)."""
+"""What all tests share: the real data where it lies, one thread each, and Hypothesis without deadlines."""
 
 import os
 import signal
@@ -10,6 +10,9 @@ import pytest
 from hypothesis import settings
 
 PROJECT = Path(__file__).resolve().parent.parent
+# before torch is imported, here and in processes that tests start: every xdist worker has a core, and the threads of two
+# workers that share it wait for each other longer than they compute
+os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(PROJECT))  # else tests/datamodules, which mirrors the tree, is taken for our package
 
 settings.register_profile("leeml", deadline=None, derandomize=True)  # the same examples on every machine
