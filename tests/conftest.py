@@ -3,15 +3,15 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 PROJECT = Path(__file__).resolve().parent.parent
-# before torch is imported, here and in processes that tests start: every xdist worker has a core, and the threads of two
-# workers that share it wait for each other longer than they compute
+# Set before torch is imported, and for processes that tests start: each xdist worker has a core of its own, and threads
+# of two workers on the same core wait for each other longer than they compute.
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(PROJECT))  # else tests/datamodules, which mirrors the tree, is taken for our package
 
@@ -24,6 +24,14 @@ settings.load_profile("leeml")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Decoded images go to a folder of the tests."""
     os.environ["LEEML_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A test that asks for more threads (as `leeml bench` does) does not leave them to the next ones."""
+    yield
+    if "torch" in sys.modules and sys.modules["torch"].get_num_threads() != 1:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")

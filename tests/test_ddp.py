@@ -5,14 +5,17 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import chdir
 
 import numpy as np
 import pytest
 import torch
+from wandb_files import config_of, history_of, read_run, without_account
 
 from callbacks.curves import read_metrics
 from datamodules.generated import write_covid, write_food, write_speakers, write_translation
 from datamodules.speech.libriphone import Utterance, write_layout
+from scripts.leeml import main
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +51,7 @@ model:
   class_path: PhonemeClassifier
   init_args:
     optimizer: {class_path: AdamW, init_args: {lr: 0.01}}
-    net: {class_path: modules.nets.recurrent.Recurrent, init_args: {hidden: 8}}
+    net: {class_path: modules.nets.frame_encoders.TransformerFrames, init_args: {d_model: 16, d_ff: 16, dropout: 0.0}}
     members: 2
 data:
   class_path: PhonemeData
@@ -104,13 +107,19 @@ SCRIPT = """\
 import json, sys
 from scripts.leeml import main
 
-base, name, *preset = sys.argv[1:] # one start of python for all, and Lightning starts the second process the same way
-for homework, flags in json.load(open(f"{base}/plan.json")).items():
-    run = f"{base}/{homework}_{name}"
-    assert main(["fit", *flags, *preset, "--data.root", base, "--run_dir", run]) == 0
-    if homework in ("covid", "food", "sentences"):
-        assert main(["predict", "--run_dir", run, "--trust"]) == 0
+# one start of python for all homeworks; Lightning starts the second process with the same line
+for line in json.load(open(sys.argv[1])):
+    assert main(line) == 0, line
 """
+
+
+def lines(base, plan, name, preset):
+    """Command lines that fit every homework of the plan, and predict with those that have a submission to compare."""
+    for homework, flags in plan.items():
+        run = f"{base}/{homework}_{name}"
+        yield ["fit", *flags, *preset(homework), "--data.root", str(base), "--run_dir", run]
+        if homework in ("covid", "food", "sentences"):
+            yield ["predict", "--run_dir", run, *(["--trust"] if homework == "food" else [])]  # a net of the test's own
 
 
 def write_utterances(folder):
@@ -143,15 +152,24 @@ def base(tmp_path_factory):
     for homework, text in {"phonemes": PHONEMES, "food": FOOD, "speakers": SPEAKERS, "sentences": SENTENCES}.items():
         (base / f"{homework}.yaml").write_text(text)
         plan[homework] = ["--config", f"{base}/{homework}.yaml"]
-    for name, text in {"plan.json": json.dumps(plan), "small.py": NET, "script.py": SCRIPT}.items():
-        (base / name).write_text(text)
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    for name, preset in (("one", []), ("two", ["--config", "configs/presets/ddp.yaml"])):
-        done = subprocess.run(
-            [sys.executable, base / "script.py", base, name, *preset],
-            cwd=base, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+    (base / "small.py").write_text(NET)
+    with pytest.MonkeyPatch.context() as patch, chdir(base):
+        patch.syspath_prepend(base)
+        for line in lines(base, plan, "one", lambda homework: []):
+            assert main(line) == 0
+    (base / "script.py").write_text(SCRIPT)
+
+    def preset(homework):
+        names = ["ddp", "wandb"] if homework == "covid" else ["ddp"]
+        return [part for name in names for part in ("--config", f"configs/presets/{name}.yaml")]
+
+    (base / "two.json").write_text(json.dumps(list(lines(base, plan, "two", preset))))
+    done = subprocess.run(
+        [sys.executable, base / "script.py", base / "two.json"], cwd=base,
+        env=without_account(base) | {"CUDA_VISIBLE_DEVICES": "", "LEEML_CACHE": os.environ["LEEML_CACHE"]},
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
     return base
 
 
@@ -174,6 +192,13 @@ def test_weights_agree(base):
 def test_metrics_agree(base):
     one, two = (json.loads((run / "scores.json").read_text()) for run in pair(base, "covid"))
     assert one["best val/mse"] == pytest.approx(two["best val/mse"], rel=1e-4)
+
+
+def test_two_processes_have_one_wandb_run(base):
+    records = read_run(base / "covid_two")
+    found = config_of(records)["trainer"]
+    assert (found["strategy"], found["devices"]) == ("ddp", 2)
+    assert [row["epoch"] for row in history_of(records) if "val/mse" in row] == [0, 1, 2]
 
 
 def test_predictions_agree_row_by_row(base):

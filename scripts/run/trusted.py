@@ -226,7 +226,7 @@ class Check:
         hints = {} if cls is None else dict(_parameters(cls))
         free: set[str] = set()  # arguments that the class hands on, to where they are harmless
         if full == "lightning.pytorch.loggers.WandbLogger":
-            given = given | {"save_dir": "."}  # it gets the run's folder
+            given = given | {"save_dir": str(self.folder or ".")}  # whatever it says, it gets the run's folder
             free = WANDB
         elif cls is None:
             free = given.keys() | spare.keys()  # of a class that --trust allows

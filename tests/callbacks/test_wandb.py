@@ -2,22 +2,18 @@ import csv
 import json
 import os
 import shutil
-import struct
-import subprocess
-import sys
-import zlib
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import matplotlib
 import pytest
 import torch
 import wandb
 import yaml
 from jsonargparse import Namespace
-from wandb.proto.wandb_internal_pb2 import ArtifactRecord, Record
+from wandb_files import artifacts_of, config_of, history_of, read_run, without_account
 
 from callbacks.wandb_record import has_key
 from datamodules.files.places import PROJECT
@@ -42,75 +38,12 @@ def preset(*names: str) -> list[str]:
     return [part for name in names for part in ("--config", str(PRESETS[name]))]
 
 
-def settings(home: Path) -> dict[str, str]:
-    """The environment of somebody without an account."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "XDG", "LEEML"))}
-    return kept | {
-        "HOME": str(home),
-        "NETRC": str(home / ".netrc"),
-        "MPLCONFIGDIR": matplotlib.get_configdir(),  # its font list takes seconds to make
-        "PYTHONPATH": str(PROJECT),
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-def leeml(args: list[str], base: Path) -> subprocess.CompletedProcess[str]:
-    """Run the real command in an empty folder, with an empty home and nobody at the keyboard."""
-    (base / "here").mkdir(parents=True)
-    (base / "home").mkdir()
-    return subprocess.run(
-        [sys.executable, "-m", "scripts.leeml", *args],
-        cwd=base / "here", env=settings(base / "home"), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=300,
-    )  # fmt: skip
-
-
 def fit(*args: str) -> int:
     """The command in-process; it ends its W&B run, and wandb's service, which does the writing, is waited for here."""
     code = main(["fit", *args])
     assert wandb.run is None
     wandb.teardown()
     return code
-
-
-def read_run(folder: Path) -> list[Record]:
-    """Records of the offline run in <folder>/wandb.
-
-    wandb 0.31 has its reader in Go only. The file is LevelDB's log: blocks of 32 KiB with pieces of records, each
-    under its CRC-32, length and kind (1 whole, 2 first, 3 middle, 4 last); records are wandb's own protobuf.
-    """
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    data = path.read_bytes()
-    assert data[:4] == b":W&B"
-    records, whole, at = [], b"", 7
-    while at < len(data):
-        if (left := 2**15 - at % 2**15) < 7:  # too short for a piece
-            at += left
-            continue
-        crc, length, kind = struct.unpack_from("<IHB", data, at)
-        piece = data[at + 7 : at + 7 + length]
-        assert crc == zlib.crc32(piece, zlib.crc32(bytes([kind])))
-        whole = piece if kind in (1, 2) else whole + piece
-        if kind in (1, 4):
-            records.append(Record.FromString(whole))
-        at += 7 + length
-    return records
-
-
-def config_of(records: list[Record]) -> dict[str, Any]:
-    return {u.key: json.loads(u.value_json) for r in records for u in r.config.update if u.key}
-
-
-def history_of(records: list[Record]) -> list[dict[str, Any]]:
-    return [
-        {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in r.history.item}
-        for r in records
-        if r.WhichOneof("record_type") == "history"
-    ]
-
-
-def artifacts_of(records: list[Record], kind: str) -> list[ArtifactRecord]:
-    return [r.artifact for r in records if r.artifact.type == kind]
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +58,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def offline(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder `run` of a finished run with the preset, between what else the command could have written to."""
     base = tmp_path_factory.mktemp("offline")
-    args = ["fit", *MEDIUM, *preset("wandb"), "--data.root", str(data), "--run_dir", str(base / "run")]
+    for folder in ("here", "home"):
+        (base / folder).mkdir()
+    args = [*MEDIUM, *preset("wandb"), "--data.root", str(data), "--run_dir", str(base / "run")]
     args += ["--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "4"]
-    done = leeml([*args, "--model.init_args.optimizer.init_args.lr", "0.0123"], base)
-    assert done.returncode == 0, done.stderr
-    assert "kept offline; upload it with: wandb sync " in done.stderr
+    with mock.patch.dict(os.environ, without_account(base / "home"), clear=True), chdir(base / "here"):
+        assert fit(*args, "--model.init_args.optimizer.init_args.lr", "0.0123") == 0
     return base / "run"
 
 
@@ -138,7 +72,7 @@ def nobody(tmp_path: Path) -> Iterator[Path]:
     """In-process, the environment of somebody without an account; put back afterwards."""
     home = tmp_path / "home"
     home.mkdir()
-    with mock.patch.dict(os.environ, settings(home), clear=True):
+    with mock.patch.dict(os.environ, without_account(home), clear=True):
         yield home
 
 
@@ -150,6 +84,7 @@ def test_offline_run_is_named(offline: Path) -> None:
 def test_offline_run_ends_well(offline: Path) -> None:
     (exit_code,) = [r.exit.exit_code for r in read_run(offline) if r.WhichOneof("record_type") == "exit"]
     assert exit_code == 0
+    assert "kept offline; upload it with: wandb sync " in (offline / "log.txt").read_text()
 
 
 def test_resolved_config_arrives(offline: Path) -> None:
@@ -305,16 +240,6 @@ def test_mode_the_user_chose_is_kept(tmp_path: Path) -> None:
 def test_no_wandb_logger_no_question(tmp_path: Path, loggers: Any) -> None:
     settle_wandb(loggers, RunFolder(tmp_path / "run"), "hw1_covid")
     assert not [name for name in os.environ if name.startswith("WANDB")]
-
-
-def test_ddp_has_one_wandb_run(data: Path, tmp_path: Path) -> None:
-    args = ["fit", *MEDIUM, *preset("ddp", "wandb", "debug"), "--data.root", str(data)]
-    done = leeml([*args, "--run_dir", str(tmp_path / "run"), "--trainer.accelerator", "cpu"], tmp_path)
-    assert done.returncode == 0, done.stderr
-    records = read_run(tmp_path / "run")
-    found = config_of(records)
-    assert (found["trainer"]["strategy"], found["trainer"]["devices"]) == ("ddp", 2)
-    assert [row["epoch"] for row in history_of(records) if "val/mse" in row] == [1]
 
 
 def printed(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

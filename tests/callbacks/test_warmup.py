@@ -120,11 +120,6 @@ def seen(trainer: Trainer, optimizer: int = 0, group: int = 0) -> list[float]:
     return [rates[group] for rates in trainer.optimizers[optimizer].seen]  # type: ignore[attr-defined]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.mark.parametrize(
     ("scheduler", "factor"),
     [
