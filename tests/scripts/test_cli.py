@@ -89,6 +89,7 @@ def test_a_run_from_fit_to_submission(sample, experiment, tmp_path, pictures):
         "metrics.csv",
         "log.txt",
         "scores.json",
+        "run.json",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "figures/loss.png",
