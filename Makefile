@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make train` and `make test`. Each line is one that a person could type.
+# `make train` and `make test` on a fresh machine, `make check` in the daily loop. Each line is one that a person could type.
 HW ?= hw1_covid
 LEVEL ?= medium
 ifndef RUN
