@@ -85,9 +85,11 @@ def ended_by_signal() -> Iterator[None]:
 
 
 def file_of(args: list[str]) -> str:
-    """The file in scripts/ that runs a subcommand: `predict` with several runs is an ensemble."""
-    several = sum(arg.split("=")[0] == "--run_dir" for arg in args) > 1
-    return "ensemble" if args[0] == "predict" and several else SUBCOMMANDS[args[0]][0]
+    """The file in scripts/ that runs a subcommand: predict with several runs, and fit with a budget, have their own."""
+    names = [arg.split("=")[0] for arg in args]
+    if args[0] == "predict" and names.count("--run_dir") > 1:
+        return "ensemble"
+    return "budget" if args[0] == "fit" and "--budget" in names else SUBCOMMANDS[args[0]][0]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,12 +6,13 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -58,8 +59,10 @@ class LeemlCLI(LightningCLI):
         output: str | None = None,
         early_stopping: bool = True,
         trust: bool = False,
+        watch: Callback | None = None,
+        settle: Callable[[Any], None] | None = None,
     ) -> None:
-        self.early_stopping, self.trust = early_stopping, trust
+        self.early_stopping, self.trust, self.watch, self.settle = early_stopping, trust, watch, settle
         self.run, self.output, self.verb = run, output, args[0]
         self.typed_configs = [value for flag, value in pairwise(args) if flag == "--config"]
         known_classes()
@@ -95,6 +98,11 @@ class LeemlCLI(LightningCLI):
             "--trust", type=bool, default=False, help="Allow the run to use classes and files that leeml does not know."
         )
         parser.add_argument(
+            "--budget",
+            type=str | None,
+            help="Time that fit may take, such as 12m: steps and schedules are set from it.",
+        )
+        parser.add_argument(
             "--nonfinite", type=Policy, default="stop", help="What to do about a step whose numbers are not finite."
         )
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
@@ -122,6 +130,8 @@ class LeemlCLI(LightningCLI):
                 "trainer.default_root_dir: name the run's folder with --run_dir", "trainer.default_root_dir"
             )
         config.trainer.default_root_dir = str(self.run.path)
+        if self.settle is not None:
+            self.settle(config)
         for key in ("root", "dir"):
             if value := config.data.init_args.get(key):
                 config.data.init_args[key] = str(Path(value).expanduser().absolute())
@@ -142,11 +152,9 @@ class LeemlCLI(LightningCLI):
         check_trainer(given)
         chosen = listed(given.get("callbacks"))
         bar = given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in chosen)
-        always = [
-            FiniteNumbers(self._get(self.config_init, "nonfinite")),
-            Figures(),
-            *([RunProgress()] if bar else []),
-        ]
+        seen: list[Callback] = [Figures(), *([RunProgress()] if bar else [])]
+        always: list[Callback] = [FiniteNumbers(self._get(self.config_init, "nonfinite"))]
+        always += seen if self.watch is None else [self.watch]
         if fit:
             always += [
                 RunRecord(self.run, self.saved_config(), self._resumed(), self.typed_configs),
@@ -161,7 +169,7 @@ class LeemlCLI(LightningCLI):
         given["callbacks"] = [*chosen, *always]
         try:
             trainer = super().instantiate_trainer(logger=loggers, **kwargs)
-            if fit:
+            if fit and self.watch is None:
                 trainer.callbacks.append(LastCheckpoint(self.run.checkpoints / "last.ckpt"))  # type: ignore[attr-defined]
             return trainer
         except MisconfigurationException as error:
@@ -423,7 +431,12 @@ def _no_tips(record: logging.LogRecord) -> bool:
 
 
 def run_cli(
-    args: list[str], early_stopping: bool = True, again: str = "", notes: dict[Path, str] | None = None
+    args: list[str],
+    early_stopping: bool = True,
+    again: str = "",
+    notes: dict[Path, str] | None = None,
+    watch: Callback | None = None,
+    settle: Callable[[Any], None] | None = None,
 ) -> LeemlCLI:
     """Run fit, validate, test or predict; what went wrong before training leaves nothing behind.
 
@@ -432,6 +445,8 @@ def run_cli(
         early_stopping: Whether EarlyStopping of the config counts.
         again: Command that goes on with the run after an interruption (default: fit --resume).
         notes: Texts of files to write when the run's folder is made.
+        watch: Sees the fit in place of the bar, the pictures and last.ckpt.
+        settle: Changes the configuration before anything is made from it.
     """
     for noise in NOISE:
         warnings.filterwarnings("ignore", message=noise)
@@ -454,7 +469,8 @@ def run_cli(
             os.environ["LEEML_RUN_DIR"] = str(run.path)  # for the processes that DDP starts
             if first:
                 run.own()
-        cli = LeemlCLI(planned.line, run, planned.output, early_stopping, trust="--trust" in args)
+        trust = "--trust" in args
+        cli = LeemlCLI(planned.line, run, planned.output, early_stopping, trust, watch, settle)
         done = not cli.trainer.fast_dev_run  # type: ignore[attr-defined]
         return cli
     except UsageError as error:

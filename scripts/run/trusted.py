@@ -59,7 +59,7 @@ SINGLE = (  # other loggers send what they record to an address that the config 
     "lightning.pytorch.plugins.environments.TorchElasticEnvironment",
 )
 WANDB = {"group", "tags", "notes", "entity", "job_type", "resume"}  # what else of wandb.init a config may set
-ONE_CALL = ("run_dir", "resume", "output", "ckpt_path", "weights_only", "config", "trust")
+ONE_CALL = ("run_dir", "resume", "output", "ckpt_path", "weights_only", "config", "trust", "budget")
 """Options that belong to one call: no run's config holds them."""
 ASKED = (  # of trainer, for a model that is not trained: where and how precisely it computes, and what is shown
     "accelerator", "devices", "num_nodes", "strategy", "precision", "deterministic", "benchmark", "inference_mode",

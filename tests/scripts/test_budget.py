@@ -1,0 +1,80 @@
+"""scripts/budget.py: what fits into a budget, and a run whose settled length stands in its config."""
+
+import pytest
+import yaml
+from conftest import answer, works
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonargparse import Namespace
+
+from callbacks.curves import read_metrics
+from callbacks.schedules import noam
+from scripts.budget import MOST_VALIDATIONS, VALIDATION, Plan, Speed, parse_budget, plan, shorten_warmup
+from scripts.cli.mistakes import UsageError
+
+SECONDS = st.floats(1e-4, 5.0)
+
+
+@given(st.builds(Speed, SECONDS, SECONDS, SECONDS, st.floats(1e-4, 1.0)), st.floats(1.0, 1e4))
+def test_the_plan_fits_and_uses_what_it_has(speed, seconds):
+    try:
+        found = plan(speed, seconds)
+    except UsageError:
+        assert seconds * 0.98 < speed.setup + speed.validation + 2 * speed.step
+        return
+    validations = found.steps // found.interval
+    assert found.steps == validations * found.interval > 0
+    assert validations <= MOST_VALIDATIONS
+    assert (validations - 1) * speed.validation <= VALIDATION * seconds + 1e-9
+    saving = found.steps * speed.step / 10 * speed.save
+    last = speed.validation + (validations - 1) * (speed.validation + speed.save)
+    spent = speed.setup + found.steps * speed.step + saving + last
+    assert spent <= seconds + 1e-6
+    unused = validations * speed.step * (1 + speed.save / 10)  # steps are a multiple of the validations
+    assert spent >= 0.98 * seconds - unused - speed.step * 2 - VALIDATION * seconds - speed.validation - speed.save
+
+
+@given(st.integers(0, 30), st.integers(0, 59), st.integers(0, 59))
+def test_times(hours, minutes, seconds):
+    text = f"{hours}h{minutes}m{seconds}s"
+    if total := hours * 3600 + minutes * 60 + seconds:
+        assert parse_budget(text) == total
+    else:
+        with pytest.raises(UsageError, match="expected a time"):
+            parse_budget(text)
+
+
+@pytest.mark.parametrize("text", ["", "12", "1d", "m", "-3m", "1m1h", "1.2.3s"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(UsageError, match="expected a time such as"):
+        parse_budget(text)
+
+
+def test_a_warm_up_in_steps_is_cut_and_noam_keeps_its_peak():
+    options = {"schedule": "noam", "warmup": 4000, "d_model": 64, "factor": 2.0}
+    share = {"warmup": 0.05}
+    shorten_warmup(Namespace(trainer=Namespace(callbacks=[{"init_args": options}, {"init_args": share}])), 1000)
+    assert (options["warmup"], share["warmup"]) == (100, 0.05)
+    peak = noam(99, 64, 100, options["factor"])
+    assert peak == pytest.approx(noam(3999, 64, 4000, 2.0))
+
+
+def test_a_run_within_a_budget_is_a_function_of_its_steps(experiment, sample, tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr("scripts.budget.TRIAL", (0.0, 0.05, 0.05))
+    monkeypatch.setattr("scripts.budget.plan", lambda speed, seconds: measured.append(speed) or Plan(40, 10))
+    run = tmp_path / "run"
+    said = works("fit", "--config", experiment, "--data.root", sample, "--run_dir", run, "--budget", "9s")
+    assert "budget      9 s, used" in said.out
+    assert all(part > 0 for part in measured[0])
+    trainer = yaml.safe_load((run / "config.yaml").read_text())["trainer"]
+    assert (trainer["max_steps"], trainer["val_check_interval"]) == (40, 10)
+    curve = read_metrics(run / "metrics.csv")["val/mse"]
+    assert [step for step, _ in curve] == [9, 19, 29, 39]
+    assert curve[-1][1] < curve[0][1], "it learned"
+
+
+def test_a_length_of_ones_own_and_a_budget_exclude_each_other(experiment, sample):
+    said = answer("fit", "--config", experiment, "--data.root", sample, "--budget", "1m", "--trainer.max_steps=5")
+    assert said.code == 2
+    assert "--trainer.max_steps" in said.err
