@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -240,7 +241,7 @@ def main(args: list[str]) -> int:
     run_dir, others = take_flag(rest, "--run_dir")
     flags, steps = settle(others, budget, begun)
     where = ["--run_dir", run_dir] if run_dir is not None else []
-    cli = run_cli(["fit", *others, *flags, *where], settle=lambda config: shorten_warmup(config, steps))
+    cli = run_cli(["fit", *others, *flags, *where], settle=partial(shorten_warmup, steps=steps))
     if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
         show_summary("fit", cli.trainer, cli.datamodule, cli.run, None)
         print(f"  budget      {budget:.0f} s, used {time.perf_counter() - begun:.0f} s")

@@ -11,8 +11,10 @@ import inspect
 import json
 import re
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from datamodules.base import HomeworkData
 from datamodules.course import describe_baselines
 from datamodules.errors import DataError
 from modules.base import HomeworkModule
+from scripts.budget import parse_budget, settle, shorten_warmup
 from scripts.cli.config_parser import class_named, known_classes
 from scripts.cli.mistakes import Parser, UsageError
 from scripts.cli.yaml_files import read_yaml
@@ -100,7 +103,9 @@ def main(args: list[str]) -> int:
     parser.add_argument("--run_dir", type=Path, help="folder of the run (default runs/<homework>/<level>_kfold/<time>)")
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --run_dir")
     parser.add_argument("--only", type=_numbers, help="train these folds (2,3), one by one; join when all are there")
+    parser.add_argument("--budget", help="time for all folds together, such as 1h: see leeml fit --budget")
     own, rest = parser.parse_known_args(args[1:])
+    began, steps = time.perf_counter(), None
     if own.resume and own.run_dir is None:
         raise UsageError("--resume needs --run_dir, the folder of the k-fold run to go on with")
     configs = [find_config(c) for c in own_flags().parse_known_args(rest)[0].config]
@@ -118,6 +123,11 @@ def main(args: list[str]) -> int:
         can = model is not None and issubclass(model, HomeworkModule) and model.members_in_one_pass
         together = can and not own.one_by_one and own.only is None
         line = [*rest, "--trainer.devices=1", "--trainer.strategy=auto", f"--data.folds={own.folds}"]
+        if own.budget:
+            fits = 1 if together else len(own.only or range(own.folds))
+            trial = [*line, "--data.fold", "null" if together else "0"]
+            further, steps = settle(trial, parse_budget(own.budget), began, fits)
+            line += further
     else:
         own.folds, together = _settled(run, begun, own, rest, config)
         here, trust = _where(rest), ["--trust"] if "--trust" in rest else []
@@ -127,7 +137,7 @@ def main(args: list[str]) -> int:
             f"--only {wrong[0]}: expected numbers from 0 to {own.folds - 1}, as there are {own.folds} folds"
         )
     parts = [run] if together else [RunFolder(run.path / f"fold_{k}") for k in range(own.folds)]
-    cli = None
+    cli, warmup = None, None if steps is None else partial(shorten_warmup, steps=steps)
     for number, part in enumerate(parts):
         if (not together and own.only and number not in own.only) or predictions(part).is_file():
             continue
@@ -139,7 +149,7 @@ def main(args: list[str]) -> int:
         again = f"leeml kfold --run_dir {run.path} --resume"
         notes = {} if begun else {run.path / RECORD: json.dumps(_asked(rest, config), indent=2) + "\n"}
         try:
-            cli = run_cli(words, early_stopping=False, again=again, notes=notes)
+            cli = run_cli(words, early_stopping=False, again=again, notes=notes, settle=warmup)
         except BaseException:
             _tidy(run)
             raise

@@ -78,3 +78,15 @@ def test_a_length_of_ones_own_and_a_budget_exclude_each_other(experiment, sample
     said = answer("fit", "--config", experiment, "--data.root", sample, "--budget", "1m", "--trainer.max_steps=5")
     assert said.code == 2
     assert "--trainer.max_steps" in said.err
+
+
+def test_folds_share_a_budget(experiment, sample, tmp_path, monkeypatch):
+    left = []
+    monkeypatch.setattr("scripts.budget.TRIAL", (0.0, 0.05, 0.05))
+    monkeypatch.setattr("scripts.budget.plan", lambda speed, seconds: left.append(seconds) or Plan(6, 3))
+    run = tmp_path / "run"
+    words = ("kfold", "--config", experiment, "--data.root", sample, "--one_by_one", "--folds", "2")
+    works(*words, "--run_dir", run, "--budget", "20h")
+    assert 9.9 * 3600 < left[0] < 10 * 3600
+    for fold in ("fold_0", "fold_1"):
+        assert yaml.safe_load((run / fold / "config.yaml").read_text())["trainer"]["max_steps"] == 6
