@@ -105,7 +105,7 @@ class _Team:
         mask: Tensor | None,
         ends: Ends,
         rows: int,
-        cached: bool,
+        cached: bool = True,
         room: int = 0,
     ) -> None:
         self.nets, self.ends, self.cached = nets, ends, cached
@@ -273,14 +273,13 @@ def _unroll(
     ends: Ends,
     count: int,
     choose: Callable[[Tensor], Tensor],
-    cached: bool,
 ) -> Samples:
     """`count` outputs a sentence, word after word; `choose` picks from log-probabilities (N, V) one word a row."""
     limits = ends.limits(nets, source, mask)
     device, look = source.device, LOOK.get(source.device.type, OTHERWISE)
     here = list(range(len(limits)))  # sentences with an output that goes on
     places, until = torch.arange(len(limits), device=device), torch.tensor(limits, device=device)
-    team = _Team(nets, source, mask, ends, count, cached, max(limits))
+    team = _Team(nets, source, mask, ends, count, room=max(limits))
     tokens = source.new_full((len(here), count, max(limits)), ends.pad)
     scores = torch.zeros(len(here), count, device=device)
     words = source.new_full((len(here), count), ends.bos)
@@ -318,35 +317,11 @@ def greedy(
     mask: Tensor | None,
     ends: Ends,
     penalty: float = 1.0,
-    cached: bool = True,
 ) -> list[list[Hypothesis]]:
     """The likeliest word at every step; arguments and result as of `beam_search` with a width of 1, but faster."""
-    tokens, valid, scores = _unroll(nets, source, mask, ends, 1, lambda logs: logs.argmax(1), cached)
+    tokens, valid, scores = _unroll(nets, source, mask, ends, 1, lambda logs: logs.argmax(1))
     found = zip(tokens[:, 0].tolist(), valid.sum(2)[:, 0].tolist(), scores[:, 0].tolist(), strict=True)
     return [[Hypothesis(words[: length - 1], score / length**penalty)] for words, length, score in found]
-
-
-def narrowed(logs: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
-    """Probabilities (N, V) to sample from, made of log-probabilities (N, V).
-
-    Args:
-        logs: Of every word; -inf where it may not come.
-        temperature: Divides them: below 1 the likely become likelier.
-        top_k: Then only so many words keep theirs, the likeliest (Fan et al. 2018, arXiv 1805.04833).
-        top_p: Then only the nucleus: the fewest likeliest words that have this share of what is left together (Holtzman
-            et al. 2020, arXiv 1904.09751).
-    """
-    probabilities = (logs / temperature).softmax(1)
-    if top_k is None and top_p == 1.0:
-        return probabilities
-    if top_k is None:
-        falling, order = probabilities.sort(descending=True)
-    else:
-        falling, order = probabilities.topk(min(top_k, logs.shape[1]))
-    if top_p < 1.0:
-        before = falling.cumsum(1) - falling  # mass of the likelier ones
-        falling = falling.where(before < top_p * falling.sum(1, keepdim=True), 0.0)
-    return torch.zeros_like(logs).scatter(1, order, falling / falling.sum(1, keepdim=True))
 
 
 @torch.no_grad()  # not inference mode: reinforcement learning feeds the tokens to a pass with gradients
@@ -357,28 +332,21 @@ def sample(
     ends: Ends,
     count: int = 1,
     temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-    generator: torch.Generator | None = None,
-    cached: bool = True,
 ) -> Samples:
-    """Outputs drawn word by word from `narrowed` probabilities, from which padding and BOS are left out beforehand.
+    """Outputs drawn token by token from the translators' probabilities, padding and BOS left out beforehand.
 
     Args:
-        nets, source, mask, ends, cached: As of `beam_search`.
+        nets, source, mask, ends: As of `beam_search`.
         count: n, outputs a sentence; they share its memory.
-        temperature, top_k, top_p: As of `narrowed`.
-        generator: Of the noise, on the device of the nets.
+        temperature: Divides the log-probabilities: below 1 the likely become likelier.
 
     Raises:
-        ValueError: temperature or top_p or top_k that leave nothing to draw from.
+        ValueError: the temperature is not positive.
     """
-    if temperature <= 0 or top_p <= 0 or (top_k is not None and top_k < 1):
-        raise ValueError(
-            f"temperature={temperature}, top_k={top_k}, top_p={top_p}: nothing to draw from, all must be positive"
-        )
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature}: expected more than 0")
 
     def draw(logs: Tensor) -> Tensor:
-        return torch.multinomial(narrowed(logs, temperature, top_k, top_p), 1, generator=generator).squeeze(1)
+        return torch.multinomial((logs / temperature).softmax(1), 1).squeeze(1)
 
-    return _unroll(nets, source, mask, ends, count, draw, cached)
+    return _unroll(nets, source, mask, ends, count, draw)
