@@ -117,9 +117,6 @@ class CovidData(HomeworkData):
         """Download one edition, or all three, into folder/<edition>."""
         return course.fetch(cls.homework, folder, edition)
 
-    def prepare_data(self) -> None:
-        """Nothing to prepare: the files are read as they are."""
-
     def read_files(self, stage: str) -> None:
         """Read the files; with training rows (all stages but predict) also cut the folds and find the facts."""
         folder = self.locate()

@@ -140,9 +140,6 @@ class FoodData(ClassifierData):
                 ) from None
             raise
 
-    def prepare_data(self) -> None:
-        """Nothing here: the memory map is built on first use, by one process while others wait."""
-
     def read_files(self, stage: str) -> None:
         """Find the images, decode those the stage needs, cut the folds and find the facts."""
         folder = self.locate()

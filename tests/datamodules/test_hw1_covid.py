@@ -716,4 +716,3 @@ def test_published_files(real_data: Callable[[str], Path]) -> None:
 def test_preparation_is_not_needed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="hw1_covid needs no preparation"):
         CovidData.prepare(tmp_path)
-    CovidData(root=str(tmp_path)).prepare_data()
