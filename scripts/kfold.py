@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from callbacks.submission import write_csv
@@ -72,7 +71,7 @@ def read_configs(configs: Sequence[str]) -> dict[str, Any]:
     """The configs' sections; a later file wins."""
     merged: dict[str, Any] = {}
     for config in configs:
-        for section, content in yaml.safe_load(Path(config).read_text(encoding="utf-8")).items():
+        for section, content in read_yaml(Path(config)).items():
             merged[section] = (merged.get(section) or {}) | content if isinstance(content, dict) else content
     return merged
 

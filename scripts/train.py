@@ -28,7 +28,7 @@ from datamodules.base import HomeworkData
 from datamodules.errors import DataError
 from datamodules.files.places import PROJECT
 from modules.base import HomeworkModule
-from scripts.cli.config_parser import Parser, known_classes
+from scripts.cli.config_parser import Parser, check_nulls, known_classes
 from scripts.cli.lightning_features import check_trainer, explain_callback, listed
 from scripts.cli.mistakes import Parser as MistakeParser
 from scripts.cli.mistakes import UsageError
@@ -121,6 +121,7 @@ class LeemlCLI(LightningCLI):
         """Settle what depends on the run: folders, the monitored metric, W&B without questions."""
         assert self.subcommand is not None
         config = self.config[self.subcommand]
+        check_nulls(config)
         module = _class(config.model.class_path)
         config.checkpoint.monitor = config.checkpoint.monitor or module.monitor
         config.checkpoint.mode = module.mode

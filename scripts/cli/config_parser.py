@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
@@ -17,7 +18,8 @@ import datamodules
 import modules
 from datamodules.base import HomeworkData
 from modules.base import HomeworkModule
-from scripts.cli.mistakes import reword
+from scripts.cli.mistakes import UsageError, reword
+from scripts.cli.parameter_types import in_words, parameters, takes_none
 
 # jsonargparse leaves a default that is a member of an Enum of text as it is, such as that of Lightning's Timer
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
@@ -63,3 +65,34 @@ def known_classes() -> None:
         for found in pkgutil.iter_modules(package.__path__):
             if not found.ispkg and (package is callbacks or found.name.startswith("hw")):
                 importlib.import_module(f"{package.__name__}.{found.name}")
+
+
+def check_nulls(value: Any, key: str = "") -> None:
+    """Refuse a null where a class wants something; jsonargparse takes it for every argument of a class.
+
+    Args:
+        value: A parsed configuration, or a part of it.
+        key: Where it stands.
+
+    Raises:
+        UsageError: names the key, and what is expected.
+    """
+    if isinstance(value, list | tuple):
+        for part in value:
+            check_nulls(part, key)
+    if not isinstance(value, Namespace | dict):
+        return
+    path = value.get("class_path")
+    if not isinstance(path, str):
+        for name, part in vars(value).items() if isinstance(value, Namespace) else value.items():
+            check_nulls(part, f"{key}.{name}".lstrip("."))
+        return
+    module, _, name = path.rpartition(".")
+    cls = getattr(importlib.import_module(module), name, None)
+    types = parameters(cls) if isinstance(cls, type) else {}
+    given = value.get("init_args") or {}
+    for name, part in (vars(given) if isinstance(given, Namespace) else given).items():
+        where = f"{key}.{name}"
+        if part is None and not takes_none(types.get(name, Any)):
+            raise UsageError(f"{where}: expected {in_words(types[name])}, found null", where, name)
+        check_nulls(part, where)

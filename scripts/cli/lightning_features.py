@@ -63,6 +63,8 @@ def explain_callback(error: Exception) -> None:
     Raises:
         DataError: the error was raised within such a callback.
     """
+    if type(error) is RuntimeError:  # such as early stopping on a metric that is not there: has a line of its own
+        return
     owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
     for owner in reversed(owners):
         if isinstance(owner, Callback) and type(owner).__module__.startswith("lightning."):

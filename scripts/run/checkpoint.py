@@ -15,6 +15,7 @@ from datamodules.errors import DataError
 from modules.base import HomeworkModule
 from modules.hw5_translation import Translator
 from scripts.cli.config_parser import Parser as ConfigParser
+from scripts.cli.config_parser import check_nulls
 from scripts.cli.yaml_files import read_yaml
 from scripts.run.folder import RunFolder
 from scripts.run.trusted import trusted
@@ -80,7 +81,9 @@ def from_config(path: Path, flags: Sequence[str], *sections: str, trust: bool = 
     stored = load_checkpoint(path)["config"]
     config = {name: stored[name] for name in sections}
     safe = trusted(config, path, "predict", path.parent, trust=trust, typed=typed_names(flags))
-    return parser.instantiate_classes(parser.parse_args(["--config", inline(safe), *flags]))
+    parsed = parser.parse_args(["--config", inline(safe), *flags])
+    check_nulls(parsed)
+    return parser.instantiate_classes(parsed)
 
 
 def load_model(path: Path, flags: Sequence[str] = (), trust: bool = False) -> Any:

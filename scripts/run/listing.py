@@ -5,10 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from callbacks.curves import Curve, last_epoch, read_metrics
 from datamodules.errors import DataError
+from scripts.cli.yaml_files import read_yaml
 from scripts.run.folder import RunFolder
 from scripts.run.origin import read_origin
 
@@ -49,10 +48,7 @@ def read_config(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     if not path.is_file():
         raise DataError(f"{run}: no config.yaml here, so this is not the folder of a run (see `leeml runs`)")
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        config = None
+    config = read_yaml(path)
     if not isinstance(config, dict) or not {"model", "data", "trainer"} <= config.keys():
         raise DataError(f"{path}: expected YAML with the sections model, data, trainer; the file is damaged")
     return config

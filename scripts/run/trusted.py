@@ -6,15 +6,10 @@ the list below before any of it is imported; only what is on it is handed on. Wh
 """
 
 import importlib
-import inspect
 import pkgutil
 import re
 import sys
-import types
-import typing
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import date, timedelta
-from enum import Enum
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +20,7 @@ from callbacks.checkpoints import BestCheckpoint
 from datamodules.base import HomeworkData
 from datamodules.errors import DataError
 from modules.base import HomeworkModule
+from scripts.cli.parameter_types import SCALARS, parameters, plain
 from scripts.cli.yaml_files import DEEPEST, MOST
 
 OURS = {  # modules of ours whose classes a config may name, and what such a class must be
@@ -67,7 +63,6 @@ ASKED = (  # of trainer, for a model that is not trained: where and how precisel
     "enable_progress_bar", "enable_model_summary", "detect_anomaly", "log_every_n_steps",
 )  # fmt: skip
 FOLDERS = {"dirpath", "save_dir", "root_dir", "default_root_dir", "log_dir", "dir", "output", "path"}
-SCALARS = (str, int, float, bool, complex, bytes, type(None), date, timedelta, Path)
 
 
 def _imported(path: str) -> Any:
@@ -131,43 +126,6 @@ def _by_short_name() -> dict[str, str]:
     return found
 
 
-def _plain(hint: Any) -> bool:
-    """Whether a parameter of this type takes numbers, text and collections of them alone."""
-    if hint is None or hint is Ellipsis:
-        return True
-    if hasattr(hint, "__value__"):  # type Alias = ..., from Python 3.12 on
-        return _plain(hint.__value__)
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return True
-    if origin in (typing.Union, types.UnionType, typing.Annotated, typing.ClassVar):
-        return all(_plain(part) for part in parts)
-    if origin is not None:
-        collections = (list, tuple, set, frozenset, dict, Sequence, Iterable, Collection, Mapping)
-        return isinstance(origin, type) and issubclass(origin, collections) and all(_plain(part) for part in parts)
-    return isinstance(hint, type) and (issubclass(hint, Enum) or hint in SCALARS or hint in (list, tuple, dict, set))
-
-
-@cache
-def _parameters(cls: type) -> dict[str, Any]:
-    """Types of a class's parameters, also of those that it hands on to the classes it inherits from."""
-    found: dict[str, Any] = {}
-    for part in cls.__mro__:
-        if "__init__" not in vars(part):
-            continue
-        init: Any = vars(part)["__init__"]
-        try:
-            hints = typing.get_type_hints(init)
-        except Exception:  # a name that its library imports for type checkers alone
-            hints = {}
-        parameters = inspect.signature(init).parameters.values()
-        for parameter in parameters:
-            found.setdefault(parameter.name, hints.get(parameter.name, Any))
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return found
-
-
 class Check:
     """Walks through a run's configuration, and keeps what is wrong with it.
 
@@ -196,7 +154,7 @@ class Check:
             self._note(key, f"holds a {type(value).__name__}; expected numbers, text and lists")
         elif "class_path" in value or "init_args" in value:
             return self._object(value, key, depth)
-        elif hint is not Any and not _plain(hint):
+        elif hint is not Any and not plain(hint):
             self._note(key, "is a section; expected class_path: and init_args:")
         elif self._names(value, key):
             return {name: self.value(part, hint, f"{key}.{name}", depth + 1) for name, part in value.items()}
@@ -208,7 +166,7 @@ class Check:
             return self.value(values, cls, key)
         if not self._names(values, key):
             return None
-        hints = {name: _parameters(cls).get(name.rstrip("+"), Any) for name in values}
+        hints = {name: parameters(cls).get(name.rstrip("+"), Any) for name in values}
         return {name: self.value(part, hints[name], f"{key}.{name.rstrip('+')}") for name, part in values.items()}
 
     def _object(self, value: dict[str, Any], key: str, depth: int) -> Any:
@@ -223,7 +181,7 @@ class Check:
         cls = known(full)
         if cls is None and name not in self.typed:
             self._note(key, f"names {name}")
-        hints = {} if cls is None else dict(_parameters(cls))
+        hints = {} if cls is None else dict(parameters(cls))
         free: set[str] = set()  # arguments that the class hands on, to where they are harmless
         if full == "lightning.pytorch.loggers.WandbLogger":
             given = given | {"save_dir": str(self.folder or ".")}  # whatever it says, it gets the run's folder
@@ -252,7 +210,7 @@ class Check:
 
     def _text(self, text: str, hint: Any, key: str) -> str:
         """Text that may name something to import, or a file to write."""
-        if _plain(hint):
+        if plain(hint):
             if self.folder is not None:
                 self._inside(text, key)
             return text

@@ -1,8 +1,10 @@
 """A run that somebody else made: opening it runs none of their code, and writes nothing outside of its folder."""
 
 import copy
+import inspect
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from lightning.pytorch import Callback, Trainer
 import scripts.run.trusted as rules
 from datamodules.errors import DataError
 from modules.nets.mlp import MLP
+from scripts.cli.parameter_types import parameters, plain, takes_none
 from scripts.run.checkpoint import from_config
 from scripts.run.trusted import known, trusted
 
@@ -309,8 +312,8 @@ def test_wherever_it_stands(trained, tmp_path, sentinel, choose):
     for path in left:
         section, name = path[0], path[-1]
         cls = known(found[section]["class_path"]) if section in ("model", "data") else Trainer
-        hint = rules._parameters(cls if section != "checkpoint" else rules.BestCheckpoint).get(name)
-        assert rules._plain(hint), f"{path}: {hint}"
+        hint = parameters(cls if section != "checkpoint" else rules.BestCheckpoint).get(name)
+        assert plain(hint), f"{path}: {hint}"
     assert "evil" not in sys.modules
 
 
@@ -321,15 +324,38 @@ def value_at(tree, path):
 
 
 @pytest.mark.parametrize(
-    ("hint", "plain"),
+    ("hint", "expected"),
     [
         (int, True), (str | None, True), (list[tuple[int, float]], True), (dict[str, list[int]] | str | Path, True),
         (MLP, False), (Callback | None, False), (list[MLP] | str, False), (type, False), (object, False),
-        (dict[str, MLP], False), (torch.Tensor | float, False), (rules.Any, False),
+        (dict[str, MLP], False), (torch.Tensor | float, False), (Any, False),
     ],
 )  # fmt: skip
-def test_types_that_take_text_alone(hint, plain):
-    assert rules._plain(hint) is plain
+def test_types_that_take_text_alone(hint, expected):
+    assert plain(hint) is expected
+
+
+@pytest.mark.parametrize(
+    ("hint", "expected"),
+    [
+        (int, False), (int | None, True), (Any, True), (Literal["a", None], True), (Literal["a"], False),
+        (list[int | None], False), (list[int] | None, True), (MLP, False),
+    ],
+)  # fmt: skip
+def test_types_that_take_null(hint, expected):
+    assert takes_none(hint) is expected
+
+
+def test_null_may_stand_where_it_is_the_default():
+    paths = [
+        *rules._by_short_name().values(),
+        *(f"torchvision.transforms.v2.{n}" for n in rules._offered("torchvision.transforms.v2")),
+    ]
+    assert len(paths) > 250
+    for path in paths:
+        cls = known(path)
+        for parameter in inspect.signature(cls.__init__).parameters.values():
+            assert parameter.default is not None or takes_none(parameters(cls)[parameter.name]), path
 
 
 def test_every_class_that_our_configs_name_is_known(trained):
