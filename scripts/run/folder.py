@@ -12,11 +12,7 @@ from typing import Any
 from callbacks.files import clear_parts, write_text
 from datamodules.errors import DataError
 from datamodules.files.places import PROJECT
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock
-    fcntl = None  # type: ignore[assignment]
+from scripts.run.lock import lock
 
 
 class RunFolder:
@@ -66,51 +62,36 @@ class RunFolder:
     def own(self) -> None:
         """Claim the folder, where it is there, for this process until it ends or calls `free`.
 
-        The claim is a POSIX record lock on .lock: the system drops it with the process however that dies, and the
-        processes it forked, such as those that load data, do not hold on to it.
-
         Raises:
             DataError: another process has it.
         """
-        if self._lock is not None or not self.path.is_dir() or fcntl is None:
+        if self._lock is not None or not self.path.is_dir():
             return
-        file = self.path / ".lock"
+        path = self.path / ".lock"
         while self._lock is None:
             try:
-                lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+                file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             except OSError:  # `create` says why nothing can be written here
                 return
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                owner = os.read(lock, 200).decode(errors="replace").strip() or "another process"
-                os.close(lock)
+            if not lock(file):
+                owner = os.read(file, 200).decode(errors="replace").strip() or "another process"
+                os.close(file)
                 raise DataError(
                     f"{self.path}: this run is in progress in {owner}; wait for it, or choose another --run_dir"
-                ) from None
-            except OSError:  # a file system without locks
-                os.close(lock)
-                return
-            if file.exists() and os.path.samestat(os.fstat(lock), file.stat()):
-                self._lock = lock
+                )
+            if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+                self._lock = file
             else:  # its last owner deleted it meanwhile
-                os.close(lock)
+                os.close(file)
         os.truncate(self._lock, 0)
         os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def in_progress(self) -> bool:
         """Whether another process has claimed the folder."""
-        file = self.path / ".lock"
-        if self._lock is not None or not file.is_file() or fcntl is None:
+        if self._lock is not None:
             return False
-        with suppress(OSError):
-            probe = os.open(file, os.O_RDWR)
-            try:
-                fcntl.lockf(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                return True
-            finally:
-                os.close(probe)
+        with suppress(OSError), open(self.path / ".lock", "r+b") as probe:
+            return not lock(probe.fileno())
         return False
 
     def free(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Protocol
 from callbacks.files import write_text
 from datamodules.errors import DataError
 from scripts.cli.mistakes import UsageError
+from scripts.run.lock import lock
 from scripts.translation.reading import Line
 
 
@@ -76,6 +77,7 @@ class WholeFile:
     """A file of lines that has its name when it is whole. Until then they are in <name>.part.
 
     Beside it <name>.part.json holds what they were made with and of which input: another run goes on with the same.
+    Without `resume`, or where a kill left no record that fits, it starts anew over what was left.
 
     Args:
         path: Of the file.
@@ -84,7 +86,7 @@ class WholeFile:
         header: A line before all others.
 
     Raises:
-        DataError: it is there already, or what was left was made with something else.
+        DataError: it is there already, another process is writing it, or what was left was made with something else.
     """
 
     def __init__(self, path: Path, made_with: dict[str, Any], resume: bool, header: str | None = None) -> None:
@@ -96,28 +98,39 @@ class WholeFile:
             raise DataError(f"{path}: there already; move it away, or choose another --output")
         self._state: dict[str, Any] = {"made_with": made_with, "lines": 0, "input": "", "bytes": 0}
         if self.part.exists():
-            if not resume:
-                raise DataError(f"{self.part}: an interrupted run left it; add --resume to go on with it, or delete it")
-            self._state = self._left(made_with)
+            with self.part.open("r+b") as file:
+                self._claim(file)
+            left = self._left()
+            if resume and left is not None:
+                self._check(left["made_with"], made_with)
+                self._state = left
+            else:
+                why = "no record fits it" if resume else "--resume would go on with it"
+                print(f"leeml: {self.part}: left by an interrupted run, written anew ({why})", file=sys.stderr)
         self._seen = 0  # lines of the input
         self._input = hashlib.blake2b(digest_size=16)
         self._file: BinaryIO | None = None
 
-    def _left(self, made_with: dict[str, Any]) -> dict[str, Any]:
+    def _claim(self, file: BinaryIO) -> None:
+        if not lock(file.fileno()):
+            raise DataError(f"{self.part}: another process is writing it; wait for it, or choose another --output")
+
+    def _left(self) -> dict[str, Any] | None:
+        """The record of what an interrupted run left; None where none fits."""
         try:
             state = json.loads(self.record.read_text(encoding="utf-8"))
-            whole = state["made_with"].keys() == made_with.keys() and state["bytes"] <= self.part.stat().st_size
+            whole = isinstance(state["made_with"], dict) and state["bytes"] <= self.part.stat().st_size
+            return state if whole and {"lines", "input"} <= state.keys() else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            whole = False
-        if not whole:
-            raise DataError(f"{self.part}: {self.record.name} does not fit it; delete {self.part.name} and start anew")
-        for name, value in made_with.items():
-            if (before := state["made_with"][name]) != value:
+            return None
+
+    def _check(self, before: dict[str, Any], made_with: dict[str, Any]) -> None:
+        for name in {**made_with, **before}:
+            if before.get(name) != made_with.get(name):
                 raise DataError(
-                    f"{self.part}: made with {name} = {before}, now it is {value}; say the same again, or delete it to "
-                    "start anew"
+                    f"{self.part}: made with {name} = {before.get(name)}, now it is {made_with.get(name)}; say the "
+                    "same again, or leave out --resume to start anew"
                 )
-        return state
 
     def wants(self, chunk: Sequence[Line]) -> bool:
         """Whether it is not in the part that is there; the input up to that must be the same."""
@@ -133,8 +146,8 @@ class WholeFile:
 
     def _other_input(self) -> DataError:
         return DataError(
-            f"{self.part}: its {self._state['lines']:,} lines were made of other input; give the same again, or delete "
-            "it to start anew"
+            f"{self.part}: its {self._state['lines']:,} lines were made of other input; give the same again, or leave "
+            "out --resume to start anew"
         )
 
     def write(self, lines: Sequence[str]) -> None:
@@ -156,6 +169,7 @@ class WholeFile:
         if self._file is None:
             self.part.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.part.open("r+b" if self.part.exists() else "wb")
+            self._claim(self._file)
             self._file.truncate(self._state["bytes"])
             self._file.seek(0, os.SEEK_END)
             if self.header is not None and not self._state["bytes"]:

@@ -352,7 +352,6 @@ class TestResume:
     @pytest.mark.parametrize(
         ("flags", "says"),
         [
-            ([], ["out.zh.part: an interrupted run left it; add --resume"]),
             (["--resume", "--beam", "1"], ["made with flags = , now it is --model.beam=1"]),
             (["--resume", "--shard", "1/2"], ["made with shard = None, now it is 1/2"]),
             (["--resume", "--cleaned"], ["made with cleaned = False, now it is True"]),
@@ -380,15 +379,36 @@ class TestResume:
         before = left.with_name("out.zh.part").read_bytes()
         said = answer("translate", "--run_dir", run, "--output", left, "--resume")
         assert said.code == 1
-        assert "lines were made of other input; give the same again, or delete it" in said.err
+        assert "lines were made of other input; give the same again, or leave out --resume" in said.err
         assert left.with_name("out.zh.part").read_bytes() == before
 
-    def test_a_record_that_does_not_fit(self, run, file, left, tmp_path):
-        left.with_name("out.zh.part").write_text("line")
-        says = ["out.zh.part: out.zh.part.json does not fit it; delete out.zh.part and start anew"]
-        assert_fails(tmp_path, "translate", "--run_dir", run, file, "--output", left, "--resume", says=says)
-        left.with_name("out.zh.part.json").unlink()
-        assert_fails(tmp_path, "translate", "--run_dir", run, file, "--output", left, "--resume", says=says)
+    @pytest.mark.parametrize("damage", ["", "shorter", "no record", "half a record"])
+    @pytest.mark.parametrize("resume", [True, False])
+    def test_what_a_kill_left_never_blocks(self, run, file, left, damage, resume):
+        part, record = left.with_name("out.zh.part"), left.with_name("out.zh.part.json")
+        if damage == "shorter":
+            part.write_text("line")
+        elif damage == "no record":
+            record.unlink()
+        elif damage:
+            record.write_bytes(record.read_bytes()[:20])
+        said = works("translate", "--run_dir", run, file, "--output", left, *(["--resume"] if resume else []))
+        assert ("written anew" in said.err) == (bool(damage) or not resume)
+        assert left.read_text() == file.read_text()
+        assert sorted(path.name for path in left.parent.glob("out*")) == ["out.zh"]
+
+    def test_two_processes_do_not_write_one_file(self, run, file, left, tmp_path):
+        holder = "import fcntl, sys\nfile = open(sys.argv[1], 'r+')\nfcntl.lockf(file, fcntl.LOCK_EX)\n"
+        holder += "print('locked', flush=True)\nsys.stdin.read()\n"
+        with subprocess.Popen(
+            [sys.executable, "-c", holder, left.with_name("out.zh.part")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            process.stdout.readline()
+            for flags in ([], ["--resume"]):
+                args = ["translate", "--run_dir", run, file, "--output", left, *flags]
+                assert_fails(tmp_path, *args, says=["another process is writing it"])
+            process.kill()
+        works("translate", "--run_dir", run, file, "--output", left, "--resume")
 
 
 @pytest.mark.usefixtures("echoing")
