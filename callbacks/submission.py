@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,12 +29,51 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
         scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
 
 
+@runtime_checkable
+class Submits(Protocol):
+    """A datamodule that says what the course's table looks like."""
+
+    def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
+        """Header and rows of the file, for predictions in the order of the test file; the first column names a row."""
+
+
+def table(data: Any, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows of the data's submission file; of data that say nothing of it, row numbers and predictions."""
+    if isinstance(data, Submits):
+        return data.submission(predictions)
+    flat = predictions.reshape(len(predictions), -1)
+    header = ["prediction"] if flat.shape[1] == 1 else [f"prediction_{k}" for k in range(flat.shape[1])]
+    return ["id", *header], [[row, *values] for row, values in enumerate(flat.tolist())]
+
+
+def _batches(predictions: Sequence[Any], pl_module: LightningModule, world_size: int) -> list[dict[str, Any]]:
+    """Batches with rows, on the CPU; tensors alone are counted through, as one process keeps the loader's order.
+
+    Raises:
+        MisconfigurationException: `predict_step` returns nothing that could be written.
+    """
+    batches: list[dict[str, Any]] = []
+    count = 0
+    for found in predictions:
+        alone = isinstance(found, torch.Tensor) and found.ndim > 0 and world_size == 1
+        batch = {"row": torch.arange(count, count + len(found)), "prediction": found} if alone else found
+        if not isinstance(batch, dict) or "row" not in batch or not {"prediction", "text"} & batch.keys():
+            raise MisconfigurationException(
+                f"{type(pl_module).__name__}.predict_step returns a {type(found).__name__}, of which no file can be "
+                "written; expected {'row': numbers (B,), 'prediction': (B, ...)}, with a list 'text' instead of "
+                "'prediction' for lines of text, or, in one process, a tensor (B, ...)"
+            )
+        count += len(batch["row"])
+        batches.append({k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in batch.items()})
+    return batches
+
+
 class Submission(BasePredictionWriter):
     """Collects `row` and `prediction` of every batch and rank, and writes them in the order of the test file.
 
-    The datamodule says what the table looks like: `submission(predictions) -> (header, rows)`; the rows' first column
-    names them. The predictions themselves go to predictions.npz of the run folder, for `leeml ensemble`. Where batches
-    bring `text`, a list of strings, in place of `prediction`, it is written as it is, a line each.
+    The datamodule says what the table looks like (`Submits`); else it holds row numbers and predictions. The
+    predictions themselves go to predictions.npz of the run folder, for `leeml ensemble`. Where batches bring `text`, a
+    list of strings, in place of `prediction`, it is written as it is, a line each.
 
     Args:
         path: Where to; null means submission.csv, or submission.txt, in the run folder.
@@ -49,7 +88,7 @@ class Submission(BasePredictionWriter):
     ) -> None:
         """Gather over ranks, sort by row, write."""
         shares: list[Any] = [None] * trainer.world_size
-        mine = [{k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in b.items()} for b in predictions]
+        mine = _batches(predictions, pl_module, trainer.world_size)
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(shares, mine)
         else:
@@ -70,7 +109,7 @@ class Submission(BasePredictionWriter):
                 f"the prediction of row {bad[0][0]} of the test file is {values[tuple(bad[0])]}, and nothing was "
                 "written; the weights or that row are not finite: look at the run's log, choose another --ckpt_path"
             )
-        header, rows = trainer.datamodule.submission(values)  # type: ignore[attr-defined]
+        header, rows = table(trainer.datamodule, values)  # type: ignore[attr-defined]
         if not dry:
             kept = Predictions(np.arange(len(values)), values, digest(row[0] for row in rows))
             write_predictions(folder / "predictions.npz", kept)

@@ -37,6 +37,10 @@ class TakesFacts(Protocol):
 class HomeworkData(LightningDataModule, ABC):
     """Finds a homework's folder, splits its rows into folds, and holds the facts for the module.
 
+    A subclass may have `submission(predictions) -> (header, rows)`, the table that predict writes (see Submits in
+    callbacks/submission.py); without it the table holds row numbers and predictions. Text needs none: batches of the
+    module's `predict_step` carry lines of it.
+
     Args:
         root: Folder with one sub-folder a homework (default: $LEEML_DATA, else data/ in the project).
         dir: The very folder with the course's files; wins over root and edition.
@@ -47,7 +51,7 @@ class HomeworkData(LightningDataModule, ABC):
     """
 
     homework: ClassVar[str]
-    kaggle: ClassVar[str]
+    kaggle: ClassVar[str] = "see their documentation"
     """Where the course publishes the data, for messages."""
     score_name: ClassVar[str]
     """What `score` measures."""
@@ -98,14 +102,14 @@ class HomeworkData(LightningDataModule, ABC):
         self._expected = facts
 
     @staticmethod
-    @abstractmethod
     def has_files(folder: Path) -> bool:
-        """Whether course files of this homework lie in this very folder."""
+        """Whether course files of this homework lie in this very folder; `locate` looks for them."""
+        return False
 
     @staticmethod
-    @abstractmethod
     def sample(folder: Path, seed: int = 0) -> list[Path]:
         """Write a small generated set in the course's layout into `folder`; returns the files."""
+        raise DataError("there is no generated set of these data")
 
     @classmethod
     def fetch(cls, folder: Path, edition: str | None = None) -> list[Path]:
@@ -129,22 +133,18 @@ class HomeworkData(LightningDataModule, ABC):
         """What the data under `root` is to a network, line by line, for `leeml data describe`."""
         raise DataError(f"{cls.homework} has no description; leeml fit prints its counts")
 
-    @abstractmethod
     def split(self) -> list[Fold]:
-        """All folds of the labelled rows; called after the files are read."""
+        """All folds of the labelled rows; called after the files are read. Without folds there is no `leeml kfold`."""
+        raise DataError(f"{type(self).__name__} cuts its rows into no folds")
 
-    @abstractmethod
     def labels(self, rows: np.ndarray) -> tuple[list[Any], np.ndarray]:
-        """Names and true values of labelled rows."""
+        """Names and true values of labelled rows, for `leeml kfold` and `leeml ensemble`."""
+        raise DataError(f"{type(self).__name__} has no labels of rows")
 
     @staticmethod
-    @abstractmethod
     def score(true: np.ndarray, predicted: np.ndarray) -> float:
-        """The course's measure over a set of rows, of what `decide` returns."""
-
-    @abstractmethod
-    def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
-        """Header and rows of the course's submission file, for predictions in the order of the test file."""
+        """The course's measure over a set of rows, of what `decide` returns; for the same two."""
+        raise DataError("these data have no score of rows")
 
     def locate(self) -> Path:
         """The folder with the course's files.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import sacrebleu
@@ -427,10 +427,6 @@ class TranslationData(HomeworkData):
         """The course's baselines of the editions that have so many pairs; they are for Chinese."""
         count = int(self.real.counts[:, 0].sum()) if self.bitexts and self.target == "zh" else 0
         return course.baselines_of(self.homework, count)
-
-    def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
-        """No header, and a row of one text for each test sentence, in the order of the test file."""
-        return [], [[text] for text in predictions]
 
     @classmethod
     def describe(cls, root: Path) -> list[str]:

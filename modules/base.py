@@ -118,11 +118,18 @@ class HomeworkModule(LightningModule):
             sampler.set_epoch(0)
 
     def configure_optimizers(self) -> Optimizer:
-        """The injected optimiser; its weight decay, if any, leaves out biases and norms."""
+        """The injected optimiser of all parameters."""
         self._need_facts()
-        optimizer = self.new_optimizer(self.parameters())
+        return self.optimizer_of(self)
+
+    def optimizer_of(self, part: nn.Module) -> Optimizer:
+        """The injected optimiser of a part; its weight decay, if any, leaves out biases and norms.
+
+        A module with several optimizers, such as a GAN, gives its `configure_optimizers` one call for each part.
+        """
+        optimizer = self.new_optimizer(part.parameters())
         if optimizer.defaults.get("weight_decay"):
-            decayed, free = split_decay(self)
+            decayed, free = split_decay(part)
             optimizer = self.new_optimizer([{"params": decayed}, {"params": free, "weight_decay": 0.0}])
         for group in optimizer.param_groups if self.learning_rate is not None else ():
             group["lr"] = self.learning_rate

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from callbacks.predictions import Predictions, digest, read_predictions, write_predictions
-from callbacks.submission import write_csv
+from callbacks.submission import table, write_csv
 from datamodules.base import HomeworkData
 from datamodules.errors import DataError
 from scripts.cli.mistakes import Parser, UsageError
@@ -180,7 +180,7 @@ def main(args: list[str]) -> int:
     kept = [predictions_of(run, rest if run != runs[0] else ()) for run in runs]
     check_alike(runs, kept)
     weights = search(runs, rest) if weights is None else weights
-    header, rows = cli.datamodule.submission(mean([one.values for one in kept], weights))
+    header, rows = table(cli.datamodule, mean([one.values for one in kept], weights))
     write_csv(own.output, header, rows)
     print(f"\n  {own.output}: {len(rows)} rows, mean of {len(runs)} runs")
     return 0

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from callbacks.submission import write_csv
+from callbacks.submission import table, write_csv
 from datamodules.base import HomeworkData
 from datamodules.course import describe_baselines
 from datamodules.errors import DataError
@@ -87,7 +87,9 @@ def _chosen(section: str, config: dict[str, Any], flags: Sequence[str]) -> type 
 def _no_folds(data: type) -> str | None:
     """Why these data cannot be cut into folds whose predictions are averaged; None where they can."""
     if not issubclass(data, HomeworkData):
-        return "it needs folds, row numbers and a score; subclass HomeworkData (datamodules/base.py)"
+        return "it needs folds, labels and a score; subclass HomeworkData (datamodules/base.py)"
+    if lacks := [name for name in ("split", "labels", "score") if getattr(data, name) is getattr(HomeworkData, name)]:
+        return f"it has no {' and no '.join(lacks)} of its own; fit it once instead"
     options = inspect.signature(data).parameters
     if any(option.kind is option.VAR_KEYWORD for option in options.values()) or {"folds", "fold"} <= options.keys():
         return data.no_kfold
@@ -264,7 +266,7 @@ def report(run: RunFolder, data: HomeworkData, found: Predictions) -> None:
         zip(ids, fold[rows], true, predicted, strict=True),
     )
     if test is not None:
-        write_csv(run.path / "submission.csv", *data.submission(test))
+        write_csv(run.path / "submission.csv", *table(data, test))
     by_fold = [data.score(true[fold[rows] == k], predicted[fold[rows] == k]) for k in range(data.n_folds)]
     name, mean, spread = data.score_name, float(np.mean(by_fold)), float(np.std(by_fold, ddof=1))
     run.add_scores(

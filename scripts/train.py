@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -28,7 +28,7 @@ from datamodules.base import HomeworkData
 from datamodules.errors import DataError
 from datamodules.files.places import PROJECT
 from modules.base import HomeworkModule
-from scripts.cli.config_parser import Parser, check_nulls, known_classes
+from scripts.cli.config_parser import Parser, check_nulls, find_own, known_classes
 from scripts.cli.lightning_features import check_trainer, explain_callback, listed
 from scripts.cli.mistakes import Parser as MistakeParser
 from scripts.cli.mistakes import UsageError
@@ -66,9 +66,10 @@ class LeemlCLI(LightningCLI):
         self.run, self.output, self.verb = run, output, args[0]
         self.typed_configs = [value for flag, value in pairwise(args) if flag == "--config"]
         known_classes()
+        find_own(typed_names(args, self.typed_configs))
         super().__init__(
-            HomeworkModule,
-            HomeworkData,
+            LightningModule,
+            LightningDataModule,
             save_config_callback=None,
             parser_class=Parser,
             parser_kwargs={"prog": "leeml"},
@@ -122,9 +123,15 @@ class LeemlCLI(LightningCLI):
         assert self.subcommand is not None
         config = self.config[self.subcommand]
         check_nulls(config)
-        module = _class(config.model.class_path)
-        config.checkpoint.monitor = config.checkpoint.monitor or module.monitor
-        config.checkpoint.mode = module.mode
+        module, data = (_class(config[part].class_path) for part in ("model", "data"))
+        ours = issubclass(module, HomeworkModule)
+        if ours:
+            if lacks := [name for name in ("homework", "monitor") if not hasattr(module, name)]:
+                raise DataError(
+                    f"{module.__name__} does not set {' and '.join(lacks)}: see HomeworkModule, modules/base.py"
+                )
+            config.checkpoint.monitor = config.checkpoint.monitor or module.monitor
+            config.checkpoint.mode = module.mode
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(self.run.checkpoints)
         if config.trainer.default_root_dir is not None:
             raise UsageError(
@@ -133,11 +140,14 @@ class LeemlCLI(LightningCLI):
         config.trainer.default_root_dir = str(self.run.path)
         if self.settle is not None:
             self.settle(config)
-        for key in ("root", "dir"):
-            if value := config.data.init_args.get(key):
-                config.data.init_args[key] = str(Path(value).expanduser().absolute())
+        if issubclass(data, HomeworkData):
+            for key in ("root", "dir"):
+                if value := config.data.init_args.get(key):
+                    config.data.init_args[key] = str(Path(value).expanduser().absolute())
+        else:
+            config.trainer.use_distributed_sampler = True  # only ours share their rows out over ranks themselves
         if self.subcommand == "fit":
-            settle_wandb(config.trainer.logger, self.run, module.homework)
+            settle_wandb(config.trainer.logger, self.run, module.homework if ours else module.__name__)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks and loggers that every run has."""
@@ -241,6 +251,8 @@ class LeemlCLI(LightningCLI):
                 raise DataError(f"{path}: its facts lack {error}: of another version of leeml; train again") from None
             found, expected = checkpoint["state_dict"], self.model.state_dict()
             wrong = sorted(k for k in {*found, *expected} if _shape(found, k) != _shape(expected, k))
+            if not isinstance(self.model, HomeworkModule) and not expected:
+                wrong = []  # its network is built later
             if wrong:
                 raise DataError(
                     f"{path}: its weights do not fit the model: {wrong[0]} is {_shape(found, wrong[0])} in the file, "
@@ -248,21 +260,25 @@ class LeemlCLI(LightningCLI):
                 )
         return checkpoint
 
+    def _find_data(self) -> None:
+        if isinstance(self.datamodule, HomeworkData):
+            self.datamodule.locate()
+
     def before_validate(self) -> None:
         """Read nothing and write nothing before it is clear that there is data."""
-        self.datamodule.locate()
+        self._find_data()
         self._known_model()
 
     before_test = before_predict = before_validate
 
     def before_fit(self) -> None:
         """The same, hold the checkpoint's state against the flags, then begin the run's folder."""
-        self.datamodule.locate()
+        self._find_data()
         checkpoint, path = self._known_model(), self._resumed()
         if checkpoint is not None and path is not None:
             check_averaging(path, checkpoint, self.trainer)
             check_data(path, checkpoint, self.saved_config()["data"])
-            changes = optimizer_changes(path, self.model, self.trust)
+            changes = optimizer_changes(path, self.model, self.trust) if isinstance(self.model, HomeworkModule) else []
             for record in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(record, RunRecord):
                     record.changes = changes
@@ -302,7 +318,7 @@ def _shape(state: dict[str, Any], key: str) -> str:
     return str(tuple(state[key].shape)) if key in state else "absent"
 
 
-def _class(path: str) -> type[HomeworkModule]:
+def _class(path: str) -> Any:
     module, name = path.rsplit(".", 1)
     return getattr(importlib.import_module(module), name)
 
@@ -449,7 +465,7 @@ def run_cli(
         watch: Sees the fit in place of the bar, the pictures and last.ckpt.
         settle: Changes the configuration before anything is made from it.
     """
-    for noise in NOISE:
+    for noise in NOISE if args[0] == "fit" else (*NOISE, "Be aware that when using `ckpt_path`"):  # no best is kept
         warnings.filterwarnings("ignore", message=noise)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
     asks = {"-h", "--help"} & set(args) or any(

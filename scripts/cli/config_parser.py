@@ -1,9 +1,13 @@
 """The parser of configs, and the classes that a config may name by short names."""
 
 import importlib
+import os
 import pkgutil
+import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from enum import Enum
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -45,9 +49,18 @@ class Parser(LightningArgumentParser):
         return list(self._subcommands_action.choices.values()) if self._subcommands_action else []
 
 
+def find_own(names: Iterable[str]) -> None:
+    """Let Python find classes of the user's own files in the current folder, where a name is of one of them."""
+    for name in names:
+        module = name.rpartition(".")[0]
+        if module and Path(*module.split(".")).with_suffix(".py").is_file() and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # at the end: what is installed comes first
+
+
 def class_named(name: str, base: type) -> type | None:
     """The class that a config means by a short or a full name, after `known_classes`; None where there is none."""
     module, _, last = name.rpartition(".")
+    find_own([name])
     if module:
         with suppress(ImportError):
             found = getattr(importlib.import_module(module), last, None)

@@ -14,6 +14,12 @@ from datamodules.errors import DataError
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
 
 
+KINDS_OF_PARTS = {
+    "model": "LightningModule: subclass that, or HomeworkModule (modules/base.py) for all that leeml's own have",
+    "data": "LightningDataModule: subclass that, or HomeworkData (datamodules/base.py) for all that leeml's own have",
+}
+
+
 class UsageError(DataError):
     """What was typed, or written in a config, is not understood: exit code 2.
 
@@ -60,6 +66,15 @@ def near(word: str, known: Iterable[str], cutoff: float = 0.7) -> str:
     return f" (did you mean {found[0]}?)" if found and found[0] != word else ""
 
 
+def _defined(path: str) -> bool:
+    """Whether something of this name can be imported."""
+    module, _, name = path.rpartition(".")
+    try:
+        return bool(module) and hasattr(importlib.import_module(module), name)
+    except ImportError:
+        return False
+
+
 def _options(class_path: str) -> list[str]:
     """Names of all parameters of a class and of those it inherits from."""
     module, _, name = class_path.rpartition(".")
@@ -100,6 +115,8 @@ def reword(message: str, keys: Sequence[str], classes: Iterable[str]) -> UsageEr
     name = re.search(r"Expected a (?:dot import path string:|path but) (\S+)", scope)
     if name and not kinds:
         word = name[1].rpartition(".")[2]
+        if key in KINDS_OF_PARTS and _defined(name[1]):
+            return UsageError(f"{key}: {name[1]} is no {KINDS_OF_PARTS[key]}", key, word)
         what = "class or function" if "Callable" in scope else "class"
         return UsageError(f"{key}: there is no {what} {name[1]!r}{near(word, classes, 0.6)}", key, word)
     if "is abstract" in scope or "Not a valid subclass of" in scope:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 
 from callbacks.checkpoints import BestCheckpoint
 from datamodules.base import HomeworkData
@@ -20,7 +20,9 @@ def collect(subcommand: str, trainer: Trainer) -> dict[str, Any]:
     return {name: round(float(value), 5) for name, value in trainer.callback_metrics.items()}
 
 
-def show_summary(subcommand: str, trainer: Trainer, data: HomeworkData, run: RunFolder, output: str | None) -> None:
+def show_summary(
+    subcommand: str, trainer: Trainer, data: LightningDataModule, run: RunFolder, output: str | None
+) -> None:
     """Print scores, baselines and files of the run; scores of earlier calls are remembered in scores.json.
 
     Args:
@@ -34,12 +36,12 @@ def show_summary(subcommand: str, trainer: Trainer, data: HomeworkData, run: Run
     if scores and run.config.is_file():
         run.add_scores(scores)
     known = run.read_scores() or scores
-    metric = str(getattr(trainer.lightning_module, "monitor", "")).removeprefix("val/")
-    score = known.get(f"test/{metric}", known.get(f"best val/{metric}"))
     rows: list[tuple[str, str]] = [(name, f"{value}") for name, value in known.items()]
-    if subcommand == "test":
-        rows.append(("tested on", data.describe_test()))
-    rows += [("course's baselines", text) for text in describe_baselines(data.baselines(), score)]
+    if isinstance(data, HomeworkData):
+        metric = str(getattr(trainer.lightning_module, "monitor", "")).removeprefix("val/")
+        score = known.get(f"test/{metric}", known.get(f"best val/{metric}"))
+        rows += [("tested on", data.describe_test())] if subcommand == "test" else []
+        rows += [("course's baselines", text) for text in describe_baselines(data.baselines(), score)]
     names = ("checkpoints/best.ckpt", "metrics.csv", "samples.csv", "figures", "submission.csv", "submission.txt")
     files = [run.path / name for name in names]
     rows += [("run folder", str(run.path))]

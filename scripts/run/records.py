@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from callbacks.files import whole, write_text
 from scripts.run import resume
@@ -186,6 +188,18 @@ class RunRecord(Callback):
         if self.resumed is None:
             self._begin(trainer)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where a resumed run cannot be exact."""
+        loaders = CombinedLoader(trainer.train_dataloader, "sequential").flattened
+        exact = all(hasattr(loader, "load_state_dict") for loader in loaders)
+        if self.resumed is not None and not exact and trainer.is_global_zero:
+            print(
+                "leeml: note: the training loader cannot know where the run stopped (it has no load_state_dict), so "
+                "rows may come in another order than without the stop; datamodules.samplers.ResumableLoader goes on "
+                "exactly",
+                file=sys.stderr,
+            )
+
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Begin to record a resumed one."""
         if not self.run.trained:
@@ -218,6 +232,8 @@ class RunRecord(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint alone is enough to predict; rows of a step that goes on after it are counted."""
         checkpoint["config"] = self.config
+        checkpoint.setdefault("homework", "custom")  # a HomeworkModule writes its own over them
+        checkpoint.setdefault("facts", None)
         if trainer.validating:  # what is still to be logged has the step of what was
             checkpoint["metrics_rows"] = next((logger.experiment.count() for logger in _own(trainer)), None)
 

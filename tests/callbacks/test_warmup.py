@@ -8,7 +8,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
@@ -288,9 +288,10 @@ class NoOptimizer(Tiny):
     [
         (OwnScheduler, [WarmupScheduler()], "OwnScheduler.configure_optimizers returns a learning-rate scheduler"),
         (Tiny, [WarmupScheduler(), WarmupScheduler()], "more than one WarmupScheduler"),
+        (Tiny, [WarmupScheduler(), StochasticWeightAveraging(0.05)], "StochasticWeightAveraging has a schedule of its"),
         (NoOptimizer, [WarmupScheduler()], "has no learning rate"),
     ],
-    ids=["scheduler", "twice", "no-optimizer"],
+    ids=["scheduler", "twice", "swa", "no-optimizer"],
 )
 def test_runs_it_cannot_serve(tmp_path: Path, module: type[Tiny], callbacks: list[Callback], message: str) -> None:
     with pytest.raises(MisconfigurationException, match=message):

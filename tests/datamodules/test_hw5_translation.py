@@ -585,7 +585,6 @@ def test_labels_and_score(sample: Path) -> None:
     expected = sacrebleu.corpus_bleu(wrong.tolist(), [english.tolist()], tokenize="13a").score
     assert data.score(english, wrong) == pytest.approx(expected)
     assert 0 < expected < 100
-    assert data.submission(true) == ([], [[text] for text in true])
     assert data.baselines() == []
 
 

@@ -1,11 +1,13 @@
 """modules/base.py: facts are handed over once, by the datamodule or by hand; without them one line says what to do."""
 
+import functools
 import re
 
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from datamodules.generated import write_covid
 from datamodules.hw1_covid import CovidData
@@ -77,3 +79,25 @@ def test_a_checkpoint_brings_the_facts_to_loaders(folder, tmp_path):
     fresh = CovidRegressor(hidden=[4])
     (found,) = new_trainer().validate(fresh, data.val_dataloader(), ckpt_path=tmp_path / "run.ckpt", verbose=False)
     assert found == expected
+
+
+class Rivals(CovidRegressor):
+    """Two parts with an optimizer each, as a GAN has."""
+
+    def build(self, facts):
+        self.maker = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+        self.judge = nn.Linear(4, 1)
+
+    def configure_optimizers(self):
+        return [self.optimizer_of(self.maker), self.optimizer_of(self.judge)]
+
+
+def test_weight_decay_leaves_out_biases_and_norms_in_each_of_two_optimizers():
+    module = Rivals(functools.partial(torch.optim.AdamW, weight_decay=0.1))
+    module.expect({})
+    module.configure_model()
+    for optimizer, part in zip(module.configure_optimizers(), (module.maker, module.judge), strict=True):
+        decayed, free = optimizer.param_groups
+        assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+        assert [id(p) for p in decayed["params"]] == [id(p) for p in part.parameters() if p.ndim == 2]
+        assert {id(p) for p in free["params"]} == {id(p) for p in part.parameters() if p.ndim == 1}

@@ -1,0 +1,171 @@
+"""Models and data of the user's own files: trained as they are, or refused in one line that says what to subclass."""
+
+import csv
+import shutil
+import sys
+
+import pytest
+from conftest import answer, works
+
+from datamodules.files.places import PROJECT
+
+PLAIN = """\
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from datamodules.base import HomeworkData
+
+
+class Data(LightningDataModule):
+    def setup(self, stage):
+        x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+        self.set = TensorDataset(x, x.sum(1, keepdim=True))
+
+    def train_dataloader(self):
+        return DataLoader(self.set, batch_size=16, shuffle=True)
+
+    def val_dataloader(self):
+        return DataLoader(self.set, batch_size=16)
+
+    predict_dataloader = test_dataloader = val_dataloader
+
+
+class Net(LightningModule):
+    def __init__(self, rate: float = 0.1):
+        super().__init__()
+        self.net, self.rate = nn.Linear(4, 1), rate
+
+    def training_step(self, batch, batch_idx):
+        return (self.net(batch[0]) - batch[1]).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.training_step(batch, batch_idx))
+
+    def test_step(self, batch, batch_idx):
+        self.log("test_loss", self.training_step(batch, batch_idx))
+
+    def predict_step(self, batch, batch_idx):
+        return self.net(batch[0])
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), self.rate)
+
+
+class Writer(Net):
+    def predict_step(self, batch, batch_idx):
+        rows = torch.arange(16 * batch_idx, 16 * batch_idx + len(batch[0])).flip(0)
+        return {"row": rows, "text": [f"line {row}" for row in rows.tolist()]}
+
+
+class Mute(Net):
+    def predict_step(self, batch, batch_idx):
+        return None if batch_idx < 0 else "words"
+
+
+class NoFolds(HomeworkData):
+    homework = "none"
+
+    def __init__(self, size: int = 3):
+        super().__init__()
+
+    def read_files(self, stage):
+        pass
+
+
+class OnlyFolds(HomeworkData):
+    homework = "none"
+
+    def read_files(self, stage):
+        pass
+
+
+class Other(nn.Module):
+    pass
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The current folder, with a file of the user's own."""
+    (tmp_path / "users_own.py").write_text(PLAIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "users_own", raising=False)
+    return tmp_path
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_the_example_trains_predicts_and_has_folds(folder):
+    shutil.copy(PROJECT / "examples" / "own_task.py", folder)
+    names = ["--model", "own_task.DigitClassifier", "--data", "own_task.Digits", "--trainer.max_epochs"]
+    works("fit", *names, 8, "--run_dir", "run")
+    assert "names own_task.DigitClassifier" in answer("predict", "--run_dir", "run").err
+    works("predict", "--run_dir", "run", "--trust")
+    header, *rows = rows_of("run/submission.csv")
+    assert header == ["id", *(f"prediction_{digit}" for digit in range(10))]
+    assert [int(row[0]) for row in rows] == list(range(1797))
+    said = works("kfold", *names, 8, "--folds", 2, "--run_dir", "folds").out
+    _, *rows = rows_of("folds/out_of_fold.csv")
+    assert len(rows) == 1797
+    assert sum(row[2] == row[3] for row in rows) / len(rows) > 0.85
+    assert "accuracy" in said
+
+
+def test_plain_lightning_classes_are_trained_resumed_tested_and_predict():
+    args = ["--model", "users_own.Net", "--data", "users_own.Data", "--run_dir", "run"]
+    works("fit", *args, "--trainer.max_epochs", 20, "--checkpoint.monitor", "val_loss")
+    again = works("fit", *args, "--trainer.max_epochs", 21, "--resume").err
+    assert "the training loader cannot know where the run stopped" in again
+    works("test", "--run_dir", "run", "--trust")
+    works("predict", "--run_dir", "run", "--trust")
+    header, *rows = rows_of("run/submission.csv")
+    assert header == ["id", "prediction"]
+    assert [int(row[0]) for row in rows] == list(range(64))
+    said = answer("test", "--run_dir", "run", "--trust").out
+    assert float(said.split("test_loss")[-1].split()[0]) < 0.1, "it learned the sum, whose variance is 4"
+
+
+def test_text_needs_no_table_of_the_data():
+    args = ["--model", "users_own.Writer", "--data", "users_own.Data", "--run_dir", "run"]
+    works("fit", *args, "--trainer.max_epochs", 1)
+    works("predict", "--run_dir", "run", "--trust")
+    with open("run/submission.txt") as file:
+        assert file.read().splitlines() == [f"line {row}" for row in range(64)]
+
+
+def test_predictions_that_no_file_can_hold_are_named():
+    works("fit", "--model", "users_own.Mute", "--data", "users_own.Data", "--run_dir", "run", "--trainer.max_epochs", 1)
+    said = answer("predict", "--run_dir", "run", "--trust")
+    assert said.code == 1
+    assert "Mute.predict_step returns a str, of which no file can be written; expected {'row'" in said.err
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("fit --model users_own.Other --data users_own.Data", "model: users_own.Other is no LightningModule: subclass"),
+        ("fit --model users_own.Net --data users_own.Other", "data: users_own.Other is no LightningDataModule: subcl"),
+        ("fit --model users_own.Gone --data users_own.Data", "model: there is no class 'users_own.Gone'"),
+        (
+            "fit --model CovidRegressor --data users_own.Data",
+            "CovidRegressor has no facts of the data: give the",
+        ),
+        (
+            "kfold --model users_own.Net --data users_own.Data",
+            "kfold cannot work on Data: it needs folds, labels",
+        ),
+        ("kfold --model users_own.Net --data users_own.NoFolds", "NoFolds: it has no split and no labels and no score"),
+        ("kfold --model users_own.Net --data users_own.OnlyFolds", "it has no split and no labels and no score of its"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(line, says, folder):
+    said = answer(*line.split())
+    assert said.code in (1, 2)
+    assert says in said.err
+    assert not (folder / "runs").exists()
