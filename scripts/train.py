@@ -144,8 +144,6 @@ class LeemlCLI(LightningCLI):
             for key in ("root", "dir"):
                 if value := config.data.init_args.get(key):
                     config.data.init_args[key] = str(Path(value).expanduser().absolute())
-        else:
-            config.trainer.use_distributed_sampler = True  # only ours share their rows out over ranks themselves
         if self.subcommand == "fit":
             settle_wandb(config.trainer.logger, self.run, module.homework if ours else module.__name__)
 
@@ -161,6 +159,8 @@ class LeemlCLI(LightningCLI):
         else:
             loggers = False
         check_trainer(given)
+        if not isinstance(self.datamodule, HomeworkData):
+            given["use_distributed_sampler"] = True  # only ours share their rows out over ranks themselves
         chosen = listed(given.get("callbacks"))
         bar = given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in chosen)
         seen: list[Callback] = [Figures(), *([RunProgress()] if bar else [])]

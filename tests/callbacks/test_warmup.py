@@ -288,7 +288,7 @@ class NoOptimizer(Tiny):
     [
         (OwnScheduler, [WarmupScheduler()], "OwnScheduler.configure_optimizers returns a learning-rate scheduler"),
         (Tiny, [WarmupScheduler(), WarmupScheduler()], "more than one WarmupScheduler"),
-        (Tiny, [WarmupScheduler(), StochasticWeightAveraging(0.05)], "StochasticWeightAveraging has a schedule of its"),
+        (Tiny, [WarmupScheduler(), StochasticWeightAveraging(0.05)], "and StochasticWeightAveraging, and both would"),
         (NoOptimizer, [WarmupScheduler()], "has no learning rate"),
     ],
     ids=["scheduler", "twice", "swa", "no-optimizer"],
