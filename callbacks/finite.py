@@ -41,7 +41,8 @@ class FiniteNumbers(Callback):
         lower: the same, and halve the learning rate.
 
     A step left out changes neither weights, nor the optimizer's state, nor running statistics of batch norm. A metric
-    or weight that is not finite ends the run under each policy, before a checkpoint is written.
+    (a loss, or of the kind that a callback monitors: others may be undefined) or weight that is not finite ends the run
+    under each policy, before a checkpoint is written.
 
     On the CPU each step is looked at before it is made. On other devices the flags stay there and are read where the
     host waits in any case: at steps that are logged, before validation and checkpoints, at the end of an epoch. Fused
@@ -247,8 +248,12 @@ class FiniteNumbers(Callback):
         """
         if trainer.sanity_checking:
             return
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        monitors = {str(getattr(callback, "monitor", "")) for callback in callbacks}
+        kinds = {"loss", "mse"} | {monitor.split("/")[-1].split("_")[-1] for monitor in monitors}
         for name, value in trainer.callback_metrics.items():
-            if name.startswith(("val", "test")) and not math.isfinite(value):
+            judging = name.startswith(("val", "test")) and name.split("/")[-1].split("_")[-1] in kinds
+            if judging and not math.isfinite(value):
                 when = f"step {steps_done(trainer) + 1}: " if trainer.state.fn == TrainerFn.FITTING else ""
                 raise NotFiniteError(f"{when}{name} is {float(value)}: the model or the data is at fault; {JUDGED}")
 
