@@ -11,8 +11,9 @@ from PIL import Image
 
 from datamodules.errors import DataError
 from datamodules.images.folder import PART_OF, has_images
+from datamodules.speech import Part
 from datamodules.speech.audio import normalise
-from datamodules.speech.libriphone import Part, Utterance, write_layout
+from datamodules.speech.libriphone import Utterance, write_layout
 from datamodules.speech.speaker_folder import LISTS, write_dataset
 from datamodules.speech.speaker_folder import Utterance as SpokenBy
 

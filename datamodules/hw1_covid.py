@@ -24,7 +24,7 @@ from datamodules.tables.features import (
     select_features,
 )
 
-Split = Literal["random", "interleaved", "state", "time", "grouped"]
+SplitRule = Literal["random", "interleaved", "state", "time", "grouped"]
 
 
 class CovidRows(Dataset):
@@ -74,7 +74,7 @@ class CovidData(HomeworkData):
         root: str | None = None,
         dir: str | None = None,
         edition: str | int | None = None,
-        split: Split = "random",
+        split: SplitRule = "random",
         folds: int = 5,
         fold: int | None = 0,
         seed: int = 0,

@@ -17,9 +17,9 @@ from datamodules.errors import DataError
 from datamodules.files import archives
 from datamodules.generated import write_phonemes
 from datamodules.samplers import EpochBatchSampler, LengthBucketSampler, ResumableLoader, length_buckets
-from datamodules.speech import libriphone
+from datamodules.speech import Part, libriphone
 from datamodules.speech.frames import ReadyWindows, Utterances, Windows
-from datamodules.speech.libriphone import TIMIT_FRAMES, WIDTH, Part, Split
+from datamodules.speech.libriphone import TIMIT_FRAMES, WIDTH, UtteranceList
 from datamodules.speech.packed import Packed, Precision, pack
 from datamodules.speech.phones import Labels, PhoneSet, classes, read_table
 
@@ -72,7 +72,7 @@ class PhonemeData(ClassifierData):
         self.frames: Packed | np.ndarray
         """Of the labelled utterances, or rows of TIMIT-11."""
         self.targets = torch.zeros(0, dtype=torch.int64)
-        self.part: Split | None = None
+        self.part: UtteranceList | None = None
         self.test: Packed | np.ndarray
         self.test_targets: Tensor | None = None
 

@@ -14,11 +14,10 @@ from datamodules.base import ClassifierData, Facts, Fold
 from datamodules.errors import DataError
 from datamodules.generated import write_speakers
 from datamodules.samplers import EpochBatchSampler, ResumableLoader, length_buckets
-from datamodules.speech import speaker_folder, speaker_recordings
+from datamodules.speech import Part, speaker_folder, speaker_recordings
 from datamodules.speech.audio import MELS
 from datamodules.speech.crops import Crops
 from datamodules.speech.packed import Packed, Precision, pack
-from datamodules.speech.speaker_folder import Part
 
 JUDGED = 16384  # frames of a batch of validation, test and prediction, with padding
 

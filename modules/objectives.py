@@ -64,7 +64,7 @@ def log_probabilities(
     return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(free, logs)
 
 
-class Outcome(NamedTuple):
+class SequenceLosses(NamedTuple):
     """Of one batch."""
 
     losses: Tensor
@@ -124,7 +124,7 @@ class SequenceObjective(ABC):
         """Sums over sentences of the loss of outputs and of the cross-entropy of words, () each -> their mixture ()."""
         return (1 - self.weight) * sequences + self.weight * words
 
-    def __call__(self, net: Seq2Seq, source: Tensor, mask: Tensor | None, ends: Ends, reward: Reward) -> Outcome:
+    def __call__(self, net: Seq2Seq, source: Tensor, mask: Tensor | None, ends: Ends, reward: Reward) -> SequenceLosses:
         """Draw, reward and judge outputs of sources (B, S), mask (B, S)."""
         with without_dropout(net):
             tokens = sample([net], source, mask, ends, self.samples, self.temperature).tokens
@@ -144,7 +144,7 @@ class SequenceObjective(ABC):
         }
         if best_reward is not None:
             seen["greedy_reward"] = best_reward.mean()
-        return Outcome(losses, tokens, seen)
+        return SequenceLosses(losses, tokens, seen)
 
 
 class PolicyGradient(SequenceObjective):

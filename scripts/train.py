@@ -28,10 +28,9 @@ from datamodules.base import HomeworkData
 from datamodules.errors import DataError
 from datamodules.files.places import PROJECT
 from modules.base import HomeworkModule
-from scripts.cli.config_parser import Parser, check_nulls, find_own, known_classes
+from scripts.cli.config_parser import ConfigParser, check_nulls, find_own, known_classes
 from scripts.cli.lightning_features import check_trainer, explain_callback, listed
-from scripts.cli.mistakes import Parser as MistakeParser
-from scripts.cli.mistakes import UsageError
+from scripts.cli.mistakes import Parser, UsageError
 from scripts.cli.summary import show_summary
 from scripts.cli.yaml_files import check_yaml
 from scripts.run.checkpoint import checkpoint_config, load_checkpoint, run_config, typed_names
@@ -71,7 +70,7 @@ class LeemlCLI(LightningCLI):
             LightningModule,
             LightningDataModule,
             save_config_callback=None,
-            parser_class=Parser,
+            parser_class=ConfigParser,
             parser_kwargs={"prog": "leeml"},
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -337,9 +336,9 @@ def find_config(text: str) -> str:
     raise UsageError(f"{text}: no such config file; {hint}")
 
 
-def own_flags() -> MistakeParser:
+def own_flags() -> Parser:
     """The flags that are settled before LightningCLI sees the rest."""
-    parser = MistakeParser(prog="leeml fit", add_help=False)
+    parser = Parser(prog="leeml fit", add_help=False)
     parser.add_argument("--run_dir", type=Path)
     parser.add_argument("--resume", nargs="?", const="true", default="false")
     parser.add_argument("--output")

@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
@@ -25,11 +25,9 @@ from datamodules.files.archives import opened
 from datamodules.files.reading import GB, in_words, read_text, require_regular
 from datamodules.files.staging import move_all, staging
 from datamodules.files.walk import Account, by_ending, files_below
-from datamodules.speech import audio, phones
+from datamodules.speech import Part, audio, phones
 from datamodules.speech.speakers import describe, parts_joined, speakers_of
 from datamodules.speech.tensor_file import read_tensor
-
-Part = Literal["train", "test"]
 
 WIDTH = 39  # features a frame
 TIMIT_FRAMES, TIMIT_CLASSES = 11, 39
@@ -38,7 +36,7 @@ LARGEST = 32 * GB  # bytes of TIMIT-11's arrays, of which the course's have 2
 SHARE = 250  # recordings that must be there for each worker: with fewer, its start takes longer than its work
 
 
-class Split(NamedTuple):
+class UtteranceList(NamedTuple):
     """Utterances of one part in the order of its split file; labels: class of each frame, (T,) int64 by utterance."""
 
     names: list[str]
@@ -119,7 +117,7 @@ def read_features(path: Path) -> np.ndarray:
     return read_tensor(path, WIDTH)
 
 
-def read_layout(folder: Path, part: Part, classes: int | None = None) -> Split:
+def read_layout(folder: Path, part: Part, classes: int | None = None) -> UtteranceList:
     """Names, files, labels and speakers of one part; the features themselves are not opened (see `check_lengths`).
 
     Args:
@@ -149,10 +147,10 @@ def read_layout(folder: Path, part: Part, classes: int | None = None) -> Split:
     elif part == "train":
         raise DataError(f"{path}: missing; the class of each training frame is expected there")
     known = _read_speakers(folder)
-    return Split(names, files, labels, [known[n] for n in names] if all(n in known for n in names) else None)
+    return UtteranceList(names, files, labels, [known[n] for n in names] if all(n in known for n in names) else None)
 
 
-def check_lengths(split: Split, lengths: Sequence[int]) -> None:
+def check_lengths(split: UtteranceList, lengths: Sequence[int]) -> None:
     """Hold the number of labels of every utterance against that of its frames.
 
     Raises:

@@ -18,17 +18,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PureWindowsPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from datamodules.errors import DataError, and_more
 from datamodules.files.reading import read_text
 from datamodules.files.staging import move_all, staging
-from datamodules.speech import audio
+from datamodules.speech import Part, audio
 from datamodules.speech.tensor_file import read_tensor
-
-Part = Literal["train", "test"]
 
 LISTS: dict[Part, str] = {"train": "metadata.json", "test": "testdata.json"}
 HEAD = 4096  # bytes of a list that hold its first entry

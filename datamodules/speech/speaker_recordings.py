@@ -17,11 +17,10 @@ from tqdm import tqdm
 from datamodules.errors import DataError, and_more
 from datamodules.files import archives as packed
 from datamodules.files.walk import Account, by_ending, files_below, is_hidden
-from datamodules.speech import audio, speakers
+from datamodules.speech import Part, audio, speakers
 from datamodules.speech.speaker_folder import (
     LISTS,
     Entry,
-    Part,
     Utterance,
     read_json,
     read_list,

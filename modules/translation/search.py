@@ -58,15 +58,15 @@ class Hypothesis(NamedTuple):
     """Sum of the log-probabilities of its tokens and EOS, over length^penalty, where the length counts EOS too."""
 
 
-class Samples(NamedTuple):
-    """n outputs for each of B sentences; T is the length of the longest."""
+class Drawn(NamedTuple):
+    """n drawn outputs for each of B sentences; T is the length of the longest."""
 
     tokens: Tensor
     """(B, n, T): words and EOS, then padding."""
     mask: Tensor
     """(B, n, T), True for words and EOS."""
     scores: Tensor
-    """(B, n) in float32: log-probability of each output under the nets, at temperature 1 and with nothing cut off."""
+    """(B, n) in float32: log-probability of each output under the nets, at temperature 1."""
 
 
 class _Prefix:
@@ -273,7 +273,7 @@ def _unroll(
     ends: Ends,
     count: int,
     choose: Callable[[Tensor], Tensor],
-) -> Samples:
+) -> Drawn:
     """`count` outputs a sentence, word after word; `choose` picks from log-probabilities (N, V) one word a row."""
     limits = ends.limits(nets, source, mask)
     device, look = source.device, LOOK.get(source.device.type, OTHERWISE)
@@ -307,7 +307,7 @@ def _unroll(
             here = [here[b] for b in left]
     valid = tokens != ends.pad
     longest = length if look == 1 else int(valid.sum(2).max())
-    return Samples(tokens[:, :, :longest], valid[:, :, :longest], scores)
+    return Drawn(tokens[:, :, :longest], valid[:, :, :longest], scores)
 
 
 @torch.inference_mode()
@@ -332,7 +332,7 @@ def sample(
     ends: Ends,
     count: int = 1,
     temperature: float = 1.0,
-) -> Samples:
+) -> Drawn:
     """Outputs drawn token by token from the translators' probabilities, padding and BOS left out beforehand.
 
     Args:

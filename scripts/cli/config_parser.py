@@ -29,7 +29,7 @@ from scripts.cli.parameter_types import in_words, parameters, takes_none
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 
-class Parser(LightningArgumentParser):
+class ConfigParser(LightningArgumentParser):
     """Says a mistake in one line, suggests the nearest key, and takes no shortened flags."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -45,7 +45,7 @@ class Parser(LightningArgumentParser):
         keys = [a.dest for p in (self, *self._subparsers_of()) for a in p._actions]
         raise reword(message, keys, [c.__name__ for c in bases]) from ex
 
-    def _subparsers_of(self) -> list["Parser"]:
+    def _subparsers_of(self) -> list["ConfigParser"]:
         return list(self._subcommands_action.choices.values()) if self._subcommands_action else []
 
 

@@ -14,8 +14,7 @@ from datamodules.base import HomeworkData
 from datamodules.errors import DataError
 from modules.base import HomeworkModule
 from modules.hw5_translation import Translator
-from scripts.cli.config_parser import Parser as ConfigParser
-from scripts.cli.config_parser import check_nulls
+from scripts.cli.config_parser import ConfigParser, check_nulls
 from scripts.cli.yaml_files import read_yaml
 from scripts.run.folder import RunFolder
 from scripts.run.trusted import trusted

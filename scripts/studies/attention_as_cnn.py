@@ -144,10 +144,10 @@ def made_images(count: int, side: int, generator: torch.Generator) -> tuple[Tens
     return (noise + colour * image.unsqueeze(1)).clamp(0, 255).byte(), y
 
 
-Split = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], dict[str, Any]]
+MadeData = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], dict[str, Any]]
 
 
-def made_split(settings: Settings, seed: int) -> Split:
+def made_split(settings: Settings, seed: int) -> MadeData:
     """Images and classes to train on, others to judge by, and facts for the module."""
     generator = torch.Generator().manual_seed(seed)
     x, y = made_images(max(settings.sizes), settings.side, generator)
@@ -160,7 +160,7 @@ def made_split(settings: Settings, seed: int) -> Split:
     return (x, y), made_images(settings.judged, settings.side, generator), facts
 
 
-def photo_split(settings: Settings, seed: int, root: Path) -> Split:
+def photo_split(settings: Settings, seed: int, root: Path) -> MadeData:
     """The same of HW3's photos; those to train on in an order by chance."""
     data = FoodData(str(root), image_size=settings.side)
     data.setup("fit")

@@ -20,7 +20,7 @@ from modules.hw1_covid import CovidRegressor
 from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
 from scripts.studies.lab.fit import Errors, errors, fit
 
-Split = Literal["random", "state", "time"]
+SplitRule = Literal["random", "state", "time"]
 
 
 @dataclass(frozen=True)

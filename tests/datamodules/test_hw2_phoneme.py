@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from datamodules import hw2_phoneme
 from datamodules.errors import DataError
 from datamodules.hw2_phoneme import PhonemeData
-from datamodules.speech.libriphone import Part, Split, Utterance, write_layout
+from datamodules.speech import Part
+from datamodules.speech.libriphone import Utterance, UtteranceList, write_layout
 from datamodules.speech.packed import concatenate
 from datamodules.speech.phones import classes
 
@@ -66,7 +67,7 @@ def phonemes(folder: Path, stage: str = "fit", **options: Any) -> PhonemeData:
 def in_memory(lengths: list[int], speakers: list[str] | None = None, **options: Any) -> PhonemeData:
     data = PhonemeData(**options)
     labels = [said(k, n) for k, n in enumerate(lengths)]
-    data.part = Split([str(k) for k in range(len(lengths))], [], labels, speakers)
+    data.part = UtteranceList([str(k) for k in range(len(lengths))], [], labels, speakers)
     data.frames = concatenate([marked(k, n).astype(np.float16) for k, n in enumerate(lengths)])
     data.targets, data.names = torch.from_numpy(np.concatenate(labels)), NAMES
     return data

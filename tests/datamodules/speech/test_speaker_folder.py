@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from speaker_files import contents, edit, entries, mels, write_folder
 
 from datamodules.errors import DataError
+from datamodules.speech import Part
 from datamodules.speech.speaker_folder import (
-    Part,
     Utterance,
     check_lengths,
     check_speakers,

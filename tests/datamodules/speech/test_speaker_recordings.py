@@ -25,10 +25,9 @@ from speaker_files import contents, write_folder
 
 from datamodules.errors import DataError
 from datamodules.files.archives import unpack
-from datamodules.speech import speaker_recordings
+from datamodules.speech import Part, speaker_recordings
 from datamodules.speech.audio import log_mel, read_audio
 from datamodules.speech.speaker_folder import (
-    Part,
     check_lengths,
     read_mel,
     read_speakers,
