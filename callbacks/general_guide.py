@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -11,11 +11,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from callbacks.files import write_text
 
-Branch = Literal["model bias", "optimisation", "model bias or optimisation", "overfitting", "mismatch", "good"]
+Branch = Literal[
+    "no better than chance", "model bias", "optimisation", "model bias or optimisation", "overfitting", "mismatch",
+    "no reference yet", "good",
+]  # fmt: skip
 
 FILE = "guide.json"
 
 ADVICE: dict[Branch, str] = {
+    "no better than chance": "the training loss is that of an answer which ignores the input: look for a rate that is "
+    "far too small or large, wrong labels, or inputs that do not reach the network",
     "model bias": "a larger model reached less training loss: make the model more flexible (features, width, depth)",
     "optimisation": "a model of at most this size reached less training loss, so this one could too: train longer or "
     "with another optimizer or rate, add warm-up, normalisation or residual connections",
@@ -25,6 +30,8 @@ ADVICE: dict[Branch, str] = {
     "fewer features, a smaller model",
     "mismatch": "the test rows differ from those held out of the training data, so more of the same data will not "
     "help: look at how the two came about, and hold out rows as the test does (other people, places, later days)",
+    "no reference yet": "training and validation loss are close, but nothing tells whether they are small: train "
+    "another model on the same data, or set `goal`, such as what a baseline of the course means for the loss",
     "good": "training and validation loss are both small: to go on, lower the goal",
 }
 
@@ -38,14 +45,28 @@ class Losses(NamedTuple):
     test: float | None = None
 
 
+@runtime_checkable
+class KnowsChance(Protocol):
+    """A datamodule that knows the loss of the best answer that ignores the input."""
+
+    def chance_loss(self) -> float | None:
+        """That loss on the training rows; None where it is not known."""
+
+
 def diagnose(
-    run: Losses, references: list[Losses], goal: float | None, tolerance: float = 0.05, gap: float = 0.2
+    run: Losses,
+    references: list[Losses],
+    goal: float | None,
+    tolerance: float = 0.05,
+    gap: float = 0.2,
+    chance: float | None = None,
 ) -> Branch:
     """The branch of the lectures' tree that a run is on.
 
-    The training loss comes first: it is large where it is above the goal, or where another run reached less. Only
-    where it is small does the validation loss tell of overfitting, and only where that is small, too, the test loss of
-    mismatch: rows held out at random come from where the training rows come from, those of the test perhaps not.
+    The training loss comes first: nothing was learned where it is not below chance, and it is large where it is above
+    the goal, or where another run reached less. Only where it is small does the validation loss tell of overfitting,
+    and only where that is small, too, the test loss of mismatch: rows held out at random come from where the training
+    rows come from, those of the test perhaps not. Without a goal or another run nothing tells whether losses are small.
 
     Args:
         run: The run in question.
@@ -53,7 +74,10 @@ def diagnose(
         goal: Training loss that is small enough; None: the least of the references'.
         tolerance: Relative difference of two training losses that still counts as none.
         gap: Relative difference between training and validation, or validation and test, that still counts as none.
+        chance: Loss of the best answer that ignores the input; None: not known.
     """
+    if chance is not None and not run.train < chance * (1 - tolerance):
+        return "no better than chance"
     best = min((r.train for r in references), default=math.inf)
     small_enough = (min(best, run.train) if goal is None else goal) * (1 + tolerance)
     if not run.train <= small_enough:  # also where it is not a number
@@ -65,7 +89,7 @@ def diagnose(
         return "overfitting"
     if run.test is not None and not run.test <= run.validation * (1 + gap):
         return "mismatch"
-    return "good"
+    return "good" if references or goal is not None else "no reference yet"
 
 
 class GeneralGuide(Callback):
@@ -118,11 +142,14 @@ class GeneralGuide(Callback):
         paths = Path(self.runs).expanduser().rglob(FILE) if self.runs else beside
         found = [_read(path) for path in sorted(paths) if path.parent.absolute() != own]
         references = [losses for kind, losses in filter(None, found) if kind == task]
-        self.branch = diagnose(run, references, self.goal, self.tolerance, self.gap)
-        kept = {"task": task, "losses": run._asdict(), "references": len(references)}
+        data = getattr(trainer, "datamodule", None)
+        chance = data.chance_loss() if isinstance(data, KnowsChance) else None
+        self.branch = diagnose(run, references, self.goal, self.tolerance, self.gap, chance)
+        kept = {"task": task, "losses": run._asdict(), "references": len(references), "chance": chance}
         kept |= {"branch": self.branch, "advice": ADVICE[self.branch]}
         write_text(own / FILE, json.dumps(kept, indent=2) + "\n")
         test = "" if run.test is None else f", test {run.test:.4g}"
+        test += "" if chance is None else f", chance {chance:.4g}"
         rank_zero_info(
             f"general guide: {self.branch} (training loss {run.train:.4g}, validation {run.validation:.4g}{test}, "
             f"{len(references)} other runs): {ADVICE[self.branch]}"

@@ -189,6 +189,10 @@ class HomeworkData(LightningDataModule, ABC):
         """Pictures of the data, to be drawn at the end of a fit: name -> figure."""
         return {}
 
+    def chance_loss(self) -> float | None:
+        """Training loss of the best answer that ignores the input; None where it is not known."""
+        return None
+
     def describe_test(self) -> str:
         """What `leeml test` scored, in words."""
         return "the test set"
@@ -257,6 +261,12 @@ class ClassifierData(HomeworkData):
     """A homework whose module predicts class probabilities, judged by accuracy."""
 
     score_name: ClassVar[str] = "accuracy"
+
+    def chance_loss(self) -> float:
+        """Entropy in nats of the training rows' classes: the cross-entropy of guessing by how often each occurs."""
+        _, shares = np.unique(self.labels(self.chosen_folds()[0].train)[1], return_counts=True)
+        shares = shares / shares.sum()
+        return float(-(shares * np.log(shares)).sum())
 
     def decide(self, predictions: np.ndarray) -> np.ndarray:
         """The likeliest class (N,) for probabilities (N, C)."""

@@ -306,6 +306,10 @@ class CovidData(HomeworkData):
         """Mean squared error in percent squared."""
         return float(np.mean((true - predicted) ** 2))
 
+    def chance_loss(self) -> float:
+        """Variance of the target over the training rows, in percent squared: the error of always saying its mean."""
+        return float(np.mean([self.labels(fold.train)[1].var() for fold in self.chosen_folds()]))
+
     def describe_test(self) -> str:
         """What `leeml test` scored, in words."""
         if self.test is not None and self.test.target is not None:

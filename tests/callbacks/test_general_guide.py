@@ -24,12 +24,13 @@ SMALL, LARGE = 100, 10_000
         (Losses(SMALL, 2.0, 2.1), [Losses(LARGE, 1.0, 1.1)], None, "model bias"),
         (Losses(SMALL, 2.0, 2.1), [], 1.0, "model bias or optimisation"),
         (Losses(SMALL, 2.0, 2.1), [Losses(LARGE, 1.99, 2.0)], 1.0, "model bias or optimisation"),
-        (Losses(SMALL, 1.0, 1.1), [], None, "good"),
+        (Losses(SMALL, 1.0, 1.1), [], None, "no reference yet"),
+        (Losses(SMALL, 1.0, 1.1), [], 1.0, "good"),
         (Losses(SMALL, 1.04, 1.1), [Losses(SMALL, 1.0, 1.1)], None, "good"),
         (Losses(SMALL, 1.0, 1.3), [], None, "overfitting"),
         (Losses(SMALL, 1.0, 1.3, 9.0), [], None, "overfitting"),
         (Losses(SMALL, 1.0, 1.1, 2.0), [], None, "mismatch"),
-        (Losses(SMALL, 1.0, 1.1, 1.2), [], None, "good"),
+        (Losses(SMALL, 1.0, 1.1, 1.2), [Losses(SMALL, 1.0, 1.1)], None, "good"),
         (Losses(SMALL, math.nan, 1.0), [Losses(SMALL, 1.0, 1.0)], None, "optimisation"),
         (Losses(SMALL, 1.0, math.nan), [], None, "overfitting"),
         (Losses(SMALL, 1.0, 5.0), [Losses(LARGE, 0.1, 0.1)], 1.0, "overfitting"),
@@ -40,6 +41,12 @@ def test_the_branches(run, references, goal, branch):
 
 
 losses = st.floats(0.01, 100)
+
+
+@given(st.builds(Losses, st.integers(1, 1000), losses, losses), losses)
+def test_what_does_not_beat_chance_learned_nothing(run, chance):
+    said = diagnose(run, [], None, chance=chance)
+    assert (said == "no better than chance") == (run.train >= chance * 0.95)
 
 
 @given(runs=st.lists(st.builds(Losses, st.integers(1, 1000), losses, losses, losses), min_size=2, max_size=6))
@@ -97,8 +104,8 @@ def trained(folder, module, val=1.0, **options):
 
 
 def test_runs_of_the_same_task_are_references_wherever_they_lie(tmp_path):
-    good, _, kept = trained(tmp_path / "hw" / "simple" / "1", Line(1.5))
-    assert good.branch == "good"
+    first, _, kept = trained(tmp_path / "hw" / "simple" / "1", Line(1.5))
+    assert first.branch == "no reference yet"
     assert kept["losses"] == {"parameters": 1, "train": 0.25, "validation": 0.25, "test": None}
     assert kept["references"] == 0
     trained(tmp_path / "hw" / "simple" / "2", OtherTask(2.0))
@@ -113,7 +120,7 @@ def test_runs_of_the_same_task_are_references_wherever_they_lie(tmp_path):
 def test_a_run_that_is_repeated_is_no_reference_of_its_own(tmp_path):
     trained(tmp_path / "a" / "b" / "c", Line(1.9))
     again, _, kept = trained(tmp_path / "a" / "b" / "c", Line(1.0))
-    assert (again.branch, kept["references"]) == ("good", 0)
+    assert (again.branch, kept["references"]) == ("no reference yet", 0)
 
 
 def test_a_smaller_model_is_told_of_bias(tmp_path):
