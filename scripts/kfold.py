@@ -27,10 +27,10 @@ from datamodules.base import HomeworkData
 from datamodules.course import describe_baselines
 from datamodules.errors import DataError
 from modules.base import HomeworkModule
-from scripts.budget import parse_budget, settle, shorten_warmup
 from scripts.cli.config_parser import class_named, known_classes
 from scripts.cli.mistakes import Parser, UsageError
 from scripts.cli.yaml_files import read_yaml
+from scripts.run.budget import parse_budget, settle, shorten_warmup
 from scripts.run.checkpoint import from_config, load_checkpoint, run_config, typed_names
 from scripts.run.folder import RunFolder
 from scripts.run.folds import Predictions, join, predictions

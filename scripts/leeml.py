@@ -89,7 +89,7 @@ def file_of(args: list[str]) -> str:
     names = [arg.split("=")[0] for arg in args]
     if args[0] == "predict" and names.count("--run_dir") > 1:
         return "ensemble"
-    return "budget" if args[0] == "fit" and "--budget" in names else SUBCOMMANDS[args[0]][0]
+    return "run.budget" if args[0] == "fit" and "--budget" in names else SUBCOMMANDS[args[0]][0]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,8 +9,8 @@ from jsonargparse import Namespace
 
 from callbacks.curves import read_metrics
 from callbacks.schedules import noam
-from scripts.budget import MOST_VALIDATIONS, VALIDATION, Plan, Speed, parse_budget, plan, shorten_warmup
 from scripts.cli.mistakes import UsageError
+from scripts.run.budget import MOST_VALIDATIONS, VALIDATION, Plan, Speed, parse_budget, plan, shorten_warmup
 
 SECONDS = st.floats(1e-4, 5.0)
 
@@ -61,8 +61,8 @@ def test_a_warm_up_in_steps_is_cut_and_noam_keeps_its_peak():
 
 def test_a_run_within_a_budget_is_a_function_of_its_steps(experiment, sample, tmp_path, monkeypatch):
     measured = []
-    monkeypatch.setattr("scripts.budget.TRIAL", (0.0, 0.05, 0.05))
-    monkeypatch.setattr("scripts.budget.plan", lambda speed, seconds: measured.append(speed) or Plan(40, 10))
+    monkeypatch.setattr("scripts.run.budget.TRIAL", (0.0, 0.05, 0.05))
+    monkeypatch.setattr("scripts.run.budget.plan", lambda speed, seconds: measured.append(speed) or Plan(40, 10))
     run = tmp_path / "run"
     said = works("fit", "--config", experiment, "--data.root", sample, "--run_dir", run, "--budget", "9s")
     assert "budget      9 s, used" in said.out
@@ -82,8 +82,8 @@ def test_a_length_of_ones_own_and_a_budget_exclude_each_other(experiment, sample
 
 def test_folds_share_a_budget(experiment, sample, tmp_path, monkeypatch):
     left = []
-    monkeypatch.setattr("scripts.budget.TRIAL", (0.0, 0.05, 0.05))
-    monkeypatch.setattr("scripts.budget.plan", lambda speed, seconds: left.append(seconds) or Plan(6, 3))
+    monkeypatch.setattr("scripts.run.budget.TRIAL", (0.0, 0.05, 0.05))
+    monkeypatch.setattr("scripts.run.budget.plan", lambda speed, seconds: left.append(seconds) or Plan(6, 3))
     run = tmp_path / "run"
     words = ("kfold", "--config", experiment, "--data.root", sample, "--one_by_one", "--folds", "2")
     works(*words, "--run_dir", run, "--budget", "20h")
