@@ -1,4 +1,4 @@
-"""scripts/budget.py: what fits into a budget, and a run whose settled length stands in its config."""
+"""scripts/run/budget.py: what fits into a budget, and a run whose settled length stands in its config."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""chance_loss of the datamodules, against scikit-learn's dummy predictors."""
+"""datamodules/base.py: chance_loss, against scikit-learn's dummy predictors."""
 
 import numpy as np
 import pytest
