@@ -26,7 +26,7 @@ class SpeakerData(ClassifierData):
     """The course's Dataset folder of HW4, any edition, or what `leeml data prepare` made of recordings.
 
     All frames lie once in a memory map, opened at once from the second run on. Training sees stretches of
-    `segment` frames; validation, test and prediction whole utterances. (The course's sample validates on random
+    `segment` frames; validation, test and prediction whole utterances. (The course's code validates on random
     stretches, which says little about whole utterances: its own 2022 network, one student found, gets 0.69 on the
     former and 0.86 on the latter.) The facts for the module: speakers, width of a frame.
 

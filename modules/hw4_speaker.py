@@ -32,7 +32,7 @@ class SpeakerClassifier(Classifier):
         net: Encoder of frames, called with the width of the input: (B, T, D), mask (B, T) -> (B, T, net.out). Default:
             TransformerFrames.
         pooling: From frames to one vector: mean, max, statistics or attentive (see modules/nets/pooling.py).
-        hidden: Width of a linear layer and ReLU after pooling, as in the course's sample; null: none.
+        hidden: Width of a linear layer and ReLU after pooling, as in the course's code; null: none.
         head: Called with the widths of embedding and output, such as MarginSoftmax; null: a linear layer.
         members: Networks trained side by side on the same batches, from other weights.
         dropout: Of the embedding, before the head.

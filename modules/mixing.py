@@ -1,4 +1,4 @@
-"""Mixing two images and their targets into one, each sample of a batch in its own proportion."""
+"""Mixing two images and their targets into one, each image of a batch in its own proportion."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def mixup(x: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     Args:
         x: Images (B, 3, H, W).
         target: Class probabilities (B, C).
-        alpha: lambda ~ Beta(alpha, alpha), one a sample.
+        alpha: lambda ~ Beta(alpha, alpha), one an image.
     """
     other = torch.randperm(len(x), device=x.device)
     share = _shares(target, alpha, len(x))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from modules.nets.seq2seq import Seq2Seq
 from modules.translation.rewards import Score
-from modules.translation.search import Ends, greedy, sample
+from modules.translation.search import Ends, draw_outputs, greedy
 
 Reward = Callable[[list[list[list[int]]]], Tensor]
 """For each of B sentences n outputs, tokens with or without EOS and padding -> (B, n), such as BLEU."""
@@ -38,7 +38,7 @@ def without_dropout(net: nn.Module) -> Iterator[None]:
 def log_probabilities(
     net: Seq2Seq, source: Tensor, mask: Tensor | None, tokens: Tensor, ends: Ends, temperature: float = 1.0
 ) -> Tensor:
-    """Log-probability (B, n, T) of every token of outputs (B, n, T), as `sample` draws it, with gradients.
+    """Log-probability (B, n, T) of every token of outputs (B, n, T), as `draw_outputs` draws it, with gradients.
 
     Padding and BOS have no probability and what remains sums to 1. A token that could not be another counts 0: the EOS
     at the limit, and padding. The sum over T is the log-probability of an output; all outputs' probabilities sum to 1.
@@ -70,7 +70,7 @@ class SequenceLosses(NamedTuple):
     losses: Tensor
     """(B,), of each sentence."""
     tokens: Tensor
-    """(B, n, T), the samples."""
+    """(B, n, T), the drawn outputs."""
     seen: dict[str, Tensor]
     """What is logged, name -> ()."""
 
@@ -83,12 +83,12 @@ class SequenceObjective(ABC):
         weight: Of cross-entropy, from 0 to 1. Its gradient is some twenty times as long as that of a reward between 0
             and 1, hence the small default (GNMT has 0.017: Wu et al. 2016, arXiv 1609.08144).
         reward: Of an output: bleu or chrf, from 0 to 1 (modules/translation/rewards.py).
-        temperature: Divides the logits, in sampling and in the loss: the reward expected is that of such samples. Label
-            smoothing leaves a flat distribution, whose samples earn far less than the greedy output at 1.
+        temperature: Divides the logits, in drawing and in the loss: the reward expected is that of such outputs. Label
+            smoothing leaves a flat distribution, whose outputs earn far less than the greedy output at 1.
     """
 
     fewest: int = 1
-    """Samples that the loss needs."""
+    """Outputs of a sentence that the loss needs, at least."""
     with_greedy: bool = False
     """Whether the greedy output is wanted too."""
 
@@ -127,7 +127,7 @@ class SequenceObjective(ABC):
     def __call__(self, net: Seq2Seq, source: Tensor, mask: Tensor | None, ends: Ends, reward: Reward) -> SequenceLosses:
         """Draw, reward and judge outputs of sources (B, S), mask (B, S)."""
         with without_dropout(net):
-            tokens = sample([net], source, mask, ends, self.samples, self.temperature).tokens
+            tokens = draw_outputs([net], source, mask, ends, self.samples, self.temperature).tokens
             outputs = tokens.tolist()
             if self.with_greedy:
                 for group, (best,) in zip(outputs, greedy([net], source, mask, ends), strict=True):

@@ -58,7 +58,7 @@ class JudgedPairs(Dataset):
     """The same with what is compared: lists of strings text, reference and raw_reference, and quick (B,) bool.
 
     text and raw_reference are lines as in the file; reference is the cleaned line as the tokenizer gives it back, which
-    is what the course's sample measures against.
+    is what the course's code measures against.
     """
 
     def __init__(

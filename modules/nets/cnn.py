@@ -16,7 +16,7 @@ class ConvBlock(nn.Sequential):
 
 
 class CNN(nn.Module):
-    """Five blocks and three linear layers: the sample of HW3 in 2022 and 2023 (12,833,803 parameters, 11 classes).
+    """Five blocks and three linear layers: the course's network of 2022 and 2023 (12,833,803 parameters, 11 classes).
 
     Whatever the size of the images, the features are brought to 4 x 4 (at the course's 128 pixels they are).
 

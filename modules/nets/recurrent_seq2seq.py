@@ -1,4 +1,4 @@
-"""The course's sample translator: a bidirectional GRU, attention and a GRU (Bahdanau et al. 2015, arXiv 1409.0473)."""
+"""The course's translator: a bidirectional GRU, attention and a GRU (Bahdanau et al. 2015, arXiv 1409.0473)."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from modules.nets.seq2seq import Memory, Seq2Seq
 
 
 class SourceAttention(nn.Module):
-    """A word vector asks the source (dot product, Luong et al. 2015) and is mixed with the answer, as in the sample.
+    """A word vector asks the source (dot product, Luong et al. 2015) and is mixed with the answer, as the course does.
 
     Args:
         width: E, of the word vector.
@@ -49,10 +49,10 @@ class RecurrentState:
 
 
 class RecurrentSeq2Seq(Seq2Seq):
-    """The sample network of HW5: 11,247,872 parameters at its own sizes and 7,992 words.
+    """The course's network of HW5: 11,247,872 parameters at its own sizes and 7,992 words.
 
     The attention comes before the decoder's GRU and depends on the word alone, so that training needs no loop over
-    steps. (The sample lets the encoder run over padding; this one begins and ends with each sentence.)
+    steps. (The course's code lets the encoder run over padding; this one begins and ends with each sentence.)
 
     Args:
         vocabulary: V.
@@ -77,7 +77,7 @@ class RecurrentSeq2Seq(Seq2Seq):
 
     @staticmethod
     def _begin(part: nn.Module) -> None:
-        """The sample's initial weights."""
+        """The course's initial weights."""
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.normal_(part.weight, std=0.02)
         if isinstance(part, nn.Linear) and part.bias is not None:

@@ -1,4 +1,4 @@
-"""A perceptron over a window of frames: the phone of the middle one (HW2's sample networks)."""
+"""A perceptron over a window of frames: the phone of the middle one (the course's networks of HW2)."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,7 +14,7 @@ class WindowMLP(nn.Sequential):
     Args:
         features: n x D, numbers in a window.
         hidden: Widths of the layers, at least one.
-        activation: sigmoid in the course's sample of 2021, relu in those since.
+        activation: sigmoid in the course's code of 2021, relu in those since.
         batch_norm: Normalise over the batch before the activation (Ioffe and Szegedy 2015).
         dropout: After each activation.
     """

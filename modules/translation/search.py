@@ -325,7 +325,7 @@ def greedy(
 
 
 @torch.no_grad()  # not inference mode: reinforcement learning feeds the tokens to a pass with gradients
-def sample(
+def draw_outputs(
     nets: Sequence[Seq2Seq],
     source: Tensor,
     mask: Tensor | None,

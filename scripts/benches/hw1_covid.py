@@ -1,4 +1,4 @@
-"""HW1: our Trainer against a plain loop to the course sample's specification, and levels against scikit-learn."""
+"""HW1: our Trainer against a plain loop to the course's specification, and levels against scikit-learn."""
 
 import contextlib
 import csv
@@ -25,7 +25,7 @@ from scripts import kfold
 from scripts.benches.tools import medians
 
 EPOCHS, MEMBERS = 100, 32
-BATCH = 270  # the sample's of 2021, with its network 93-64-1 and SGD
+BATCH = 270  # the course's of 2021, with its network 93-64-1 and SGD
 
 
 def editions(root: Path | None) -> dict[str, Path]:
@@ -36,7 +36,7 @@ def editions(root: Path | None) -> dict[str, Path]:
 
 
 def plain_loop(x: torch.Tensor, y: torch.Tensor) -> None:
-    """The sample's training loop: DataLoader over single rows, 93-64-1, MSE, SGD with momentum."""
+    """The course's training loop: DataLoader over single rows, 93-64-1, MSE, SGD with momentum."""
     net = nn.Sequential(nn.Linear(x.shape[1], 64), nn.ReLU(), nn.Linear(64, 1))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
     loader = DataLoader(TensorDataset(x, y), batch_size=BATCH, shuffle=True)
@@ -96,7 +96,7 @@ def speed(root: Path | None, repeats: int) -> None:
 def out_of_fold(level: str, edition: str, split: str, root: Path | None) -> np.ndarray:
     """Squared errors (N,) in file order of a level's config, cross-validated by `leeml kfold`."""
     configs = PROJECT / "configs" / "hw1_covid"
-    own = configs / f"{level}_{edition}.yaml"  # the course's samples differ from year to year
+    own = configs / f"{level}_{edition}.yaml"  # the course's code differs from year to year
     config = own if own.is_file() else configs / f"{level}.yaml"
     with tempfile.TemporaryDirectory() as folder:
         args = ["kfold", "--config", str(config), "--run_dir", f"{folder}/run", "--data.split", split]

@@ -1,4 +1,4 @@
-"""HW2: our loop and its memory against the course sample's on the same frames and networks; levels on real speech."""
+"""HW2: our loop and its memory against the course's on the same frames and networks; levels on real speech."""
 
 import contextlib
 import csv
@@ -36,11 +36,11 @@ from scripts import kfold
 from scripts.benches.tools import empty_cache, peak_memory, resident
 
 CONFIGS = PROJECT / "configs" / "hw2_phoneme"
-WINDOW = 11  # frames, 429 numbers: the sample's of 2021
+WINDOW = 11  # frames, 429 numbers: the course's of 2021
 
 
 class Case(NamedTuple):
-    """A network of the course's samples, and `steps` of training it that are timed together."""
+    """A network of the course's code, and `steps` of training it that are timed together."""
 
     hidden: tuple[int, ...]
     activation: Activation
@@ -64,8 +64,8 @@ def ready(folder: Path, **options: Any) -> PhonemeData:
 # speed
 
 
-def sample_loop(loader: DataLoader, case: Case, classes: int) -> None:
-    """The sample's loop: it asks for the loss and the number of right answers after every step."""
+def course_loop(loader: DataLoader, case: Case, classes: int) -> None:
+    """The course's loop: it asks for the loss and the number of right answers after every step."""
     hidden = WindowMLP(WINDOW * 39, case.hidden, case.activation)
     net = nn.Sequential(hidden, nn.Linear(hidden.out, classes))
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
@@ -149,7 +149,7 @@ def timed(part: Callable[[], None]) -> float:
 
 
 def training(folder: Path, case: Case, repeats: int) -> None:
-    """Print frames/s of the sample's loop and of ours."""
+    """Print frames/s of the course's loop and of ours."""
     data = ready(folder, window=WINDOW, batch_size=case.batch)
     assert isinstance(data.frames, Packed)
     assert data.facts is not None
@@ -158,12 +158,12 @@ def training(folder: Path, case: Case, repeats: int) -> None:
     plain = DataLoader(TensorDataset(x, data.targets[rows]), case.batch, shuffle=True)
     loader, classes = data.train_dataloader(), len(data.names)
     parts: dict[str, Callable[[], float]] = {
-        "sample's loop": partial(timed, partial(sample_loop, plain, case, classes)),
+        "the course's loop": partial(timed, partial(course_loop, plain, case, classes)),
         "ours, bare loop": partial(timed, partial(our_loop, loader, case, data.facts, False)),
         "ours, Trainer": partial(fit, data, case, False),
         "ours, fused Adam, bare": partial(timed, partial(our_loop, loader, case, data.facts, True)),
         "ours, fused Adam, Trainer": partial(fit, data, case, True),
-        "sample's batches alone": partial(timed, partial(batches, plain, case.steps)),
+        "the course's batches alone": partial(timed, partial(batches, plain, case.steps)),
         "our batches alone": partial(timed, partial(batches, loader, case.steps)),
     }
     times: dict[str, list[float]] = {name: [] for name in parts}
@@ -178,9 +178,9 @@ def training(folder: Path, case: Case, repeats: int) -> None:
         f"\nTraining {widths}, {case.activation}, batch {case.batch}: {len(rows)} frames, medians of {repeats} turns "
         f"of {case.steps} steps"
     )
-    print(f"  {'':<26} {'frames/s':>10} {'against the sample':>19}")
+    print(f"  {'':<26} {'frames/s':>10} {'against the course':>19}")
     for name, rate in rates.items():
-        against = rate / rates["sample's batches alone" if "alone" in name else "sample's loop"]
+        against = rate / rates["the course's batches alone" if "alone" in name else "the course's loop"]
         print(f"  {name:<26} {rate:10,.0f} {against:17.1f} x")
 
 
@@ -246,7 +246,7 @@ def memory(folder: Path) -> None:
     count = int(spoken_lengths().sum())
     print(
         f"\nMemory: fresh processes, {count:,} generated frames, window {WIDE}; {BATCHES} batches of training, 20 of "
-        f"validation,\n  in MB; the sample's table of windows alone would take {count * WIDE * 39 * 4 / 1e6:,.0f}"
+        f"validation,\n  in MB; the course's table of windows alone would take {count * WIDE * 39 * 4 / 1e6:,.0f}"
     )
     print(f"  {'':<32} {'anonymous':>9} {'frame map':>9} {'other files':>12} {'together':>9}")
     for title in ("first run, which builds the map", "later run"):

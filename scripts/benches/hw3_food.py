@@ -1,4 +1,4 @@
-"""HW3: our input pipeline and training step against the course sample's, and levels against logistic regression."""
+"""HW3: our input pipeline and training step against the course's, and levels against logistic regression."""
 
 import contextlib
 import io
@@ -45,7 +45,7 @@ from scripts.train import run_cli
 
 CONFIGS = PROJECT / "configs" / "hw3_food"
 FIRST = "ours, first epoch"  # with validation, because the map is built for both
-BATCH, SIDE = 64, 128  # the sample's of 2022 and 2023
+BATCH, SIDE = 64, 128  # the course's of 2022 and 2023
 LARGE, LARGE_FILES = 512, (7 * BATCH, BATCH)  # side of the course's own files; so many training and validation files
 MEASURES = ("channels_last", "fused Adam", "bf16 autocast", "torch.compile")
 CACHED = 10_000  # images in the measurement of memory, as in 2023
@@ -60,7 +60,7 @@ def editions(root: Path | None) -> list[Path]:
 
 
 def ready(folder: Path, **options: Any) -> FoodData:
-    """The data after decoding, scaled to 0 ... 1 as the sample does it."""
+    """The data after decoding, scaled to 0 ... 1 as the course's code does it."""
     data = FoodData(dir=str(folder), normalise=False, batch_size=BATCH, image_size=SIDE, **options)
     data.setup("fit")
     return data
@@ -69,8 +69,8 @@ def ready(folder: Path, **options: Any) -> FoodData:
 # input pipeline
 
 
-class SampleRows(Dataset):
-    """The sample's data set: every image is opened and transformed each time it is asked for."""
+class CourseRows(Dataset):
+    """The course's data set: every image is opened and transformed each time it is asked for."""
 
     def __init__(self, data: FoodData, transform: Callable[[Any], Tensor]) -> None:
         rows = data.split()[0].train
@@ -84,14 +84,14 @@ class SampleRows(Dataset):
         return self.transform(Image.open(self.paths[index])), self.labels[index]
 
 
-def sample_epoch(rows: SampleRows, workers: int) -> None:
-    """All batches of an epoch as the sample makes them."""
+def course_epoch(rows: CourseRows, workers: int) -> None:
+    """All batches of an epoch as the course's code makes them."""
     for _ in DataLoader(rows, batch_size=BATCH, shuffle=True, num_workers=workers):
         pass
 
 
 def our_epoch(loader: DataLoader, module: FoodClassifier | None) -> None:
-    """All our batches; with a module brought to what the sample's loader gives, floats from 0 to 1."""
+    """All our batches; with a module brought to what the course's loader gives, floats from 0 to 1."""
     for batch in loader:
         if module is not None:
             module.normalised(batch["x"])
@@ -114,7 +114,7 @@ def strong_augment() -> list[nn.Module]:
 
 
 def pipeline(folder: Path, repeats: int, what: str) -> None:
-    """Print images/s of the sample's loader and ours, without and with augmentation."""
+    """Print images/s of the course's loader and ours, without and with augmentation."""
     augment = strong_augment()
     data = ready(folder)
     assert data.facts is not None
@@ -122,20 +122,20 @@ def pipeline(folder: Path, repeats: int, what: str) -> None:
     module.expect(data.facts)
     module.configure_model()
     to_tensor = transforms.ToTensor()
-    plain = SampleRows(data, transforms.Compose([transforms.Resize((SIDE, SIDE)), to_tensor]))
-    varied = SampleRows(data, transforms.Compose([*augment, to_tensor]))
+    plain = CourseRows(data, transforms.Compose([transforms.Resize((SIDE, SIDE)), to_tensor]))
+    varied = CourseRows(data, transforms.Compose([*augment, to_tensor]))
     alone, beside = (ready(folder, augment=augment, workers=n).train_dataloader() for n in (0, 2))
     groups: dict[str, dict[str, Callable[[], None]]] = {
         "without augmentation": {
-            "sample, 0 workers": partial(sample_epoch, plain, 0),
-            "sample, 2 workers": partial(sample_epoch, plain, 2),
+            "course's code, 0 workers": partial(course_epoch, plain, 0),
+            "course's code, 2 workers": partial(course_epoch, plain, 2),
             FIRST: partial(first_epoch, folder, module),
             "ours, later epochs": partial(our_epoch, data.train_dataloader(), module),
             "ours, uint8 for a GPU": partial(our_epoch, data.train_dataloader(), None),
         },
         "augmented as strong.yaml": {
-            "sample, 0 workers": partial(sample_epoch, varied, 0),
-            "sample, 2 workers": partial(sample_epoch, varied, 2),
+            "course's code, 0 workers": partial(course_epoch, varied, 0),
+            "course's code, 2 workers": partial(course_epoch, varied, 2),
             "ours, 0 workers": partial(our_epoch, alone, module),
             "ours, 2 workers": partial(our_epoch, beside, module),
         },
@@ -149,7 +149,7 @@ def pipeline(folder: Path, repeats: int, what: str) -> None:
         rates = {name: len(data.paths if name == FIRST else plain) / value for name, value in seconds.items()}
         print(f"  {title:<26} {'images/s':>9} {'against 0 workers':>18} {'against 2 workers':>18}")
         for name, rate in rates.items():
-            against = [rate / rates[f"sample, {n} workers"] for n in (0, 2)]
+            against = [rate / rates[f"course's code, {n} workers"] for n in (0, 2)]
             print(f"    {name:<24} {rate:9,.0f} {against[0]:16.1f} x {against[1]:16.1f} x")
 
 
@@ -243,7 +243,7 @@ def our_step(folder: Path, warmup: int, count: int, use: Collection[str]) -> flo
 
 
 def training_step(folder: Path, repeats: int) -> None:
-    """Print the time of a step of the sample's CNN, plain and with each measure, and of ours."""
+    """Print the time of a step of the course's CNN, plain and with each measure, and of ours."""
     cuda, bf16, broken = torch.cuda.is_available(), knows_bf16(), why_not_compiled()
     repeat = 20 if cuda else 1
     left_out = set() if bf16 else {"bf16 autocast"}
@@ -256,7 +256,7 @@ def training_step(folder: Path, repeats: int) -> None:
     use = every if cuda else []
     seconds[ours] = repeat * our_step(folder, repeat, repeat * repeats, use)
     base = seconds["plain: fp32, NCHW, Adam"]
-    print(f"\nTraining step: the sample's CNN, batch {BATCH}, {SIDE} px, medians of {repeats} turns of {repeat} steps")
+    print(f"\nTraining step: the course's CNN, batch {BATCH}, {SIDE} px, medians of {repeats} turns of {repeat} steps")
     print(f"  {'':<26} {'ms a step':>9} {'images/s':>9} {'against plain':>14}")
     for name, value in seconds.items():
         print(f"  {name:<26} {1000 * value / repeat:9.1f} {BATCH * repeat / value:9,.0f} {base / value:12.2f} x")

@@ -1,4 +1,4 @@
-"""HW4: our input pipeline and training step against the course sample's; levels against logistic regression."""
+"""HW4: our input pipeline and training step against the course's; levels against logistic regression."""
 
 import contextlib
 import io
@@ -40,7 +40,7 @@ from scripts.cli.summary import collect
 from scripts.train import run_cli
 
 CONFIGS = PROJECT / "configs" / "hw4_speaker"
-BATCH, SEGMENT = 32, 128  # the sample's
+BATCH, SEGMENT = 32, 128  # the course's
 ROUNDS = 60  # steps that are timed together
 SMALL_FILES = 8_000  # an eighth of the course's
 STEPS, FOLDS = 4480, 4  # of the accuracy table
@@ -59,11 +59,11 @@ def ready(folder: Path, **options: Any) -> SpeakerData:
     return data
 
 
-# the sample
+# the course's code
 
 
-class SampleRows(Dataset):
-    """The sample's data set: a file is loaded each time it is asked for, and cut at random."""
+class CourseRows(Dataset):
+    """The course's data set: a file is loaded each time it is asked for, and cut at random."""
 
     def __init__(self, data: SpeakerData) -> None:
         rows = data.split()[0].train
@@ -80,21 +80,21 @@ class SampleRows(Dataset):
         return mel, self.labels[index]
 
 
-def sample_collate(batch: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    """Padded with -20, log 10^-20 as the sample says."""
+def course_collate(batch: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """Padded with -20, log 10^-20 as the course's code says."""
     mels, speakers = zip(*batch, strict=True)
     return pad_sequence(list(mels), batch_first=True, padding_value=-20), torch.tensor(speakers)
 
 
-def sample_loader(data: SpeakerData, workers: int) -> DataLoader:
-    """The sample's training loader."""
+def course_loader(data: SpeakerData, workers: int) -> DataLoader:
+    """The course's training loader."""
     return DataLoader(
-        SampleRows(data), BATCH, shuffle=True, drop_last=True, num_workers=workers, collate_fn=sample_collate
+        CourseRows(data), BATCH, shuffle=True, drop_last=True, num_workers=workers, collate_fn=course_collate
     )
 
 
-class SampleNet(nn.Module):
-    """The sample's network."""
+class CourseNet(nn.Module):
+    """The course's network."""
 
     def __init__(self, classes: int, d_model: int = 80) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class SampleNet(nn.Module):
         return self.last(out.mean(1))
 
 
-def sample_schedule(step: int, warmup: int = 1000, total: int = 70_000) -> float:
+def course_schedule(step: int, warmup: int = 1000, total: int = 70_000) -> float:
     """Warm-up and half a cosine."""
     if step < warmup:
         return step / warmup
@@ -121,11 +121,11 @@ def endless(loader: DataLoader) -> Iterator[Any]:
         yield from loader
 
 
-def sample_steps(loader: DataLoader, classes: int) -> float:
-    """Seconds of ROUNDS steps of the sample's loop, which asks for loss and accuracy after every step."""
-    net = SampleNet(classes)
+def course_steps(loader: DataLoader, classes: int) -> float:
+    """Seconds of ROUNDS steps of the course's loop, which asks for loss and accuracy after every step."""
+    net = CourseNet(classes)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, sample_schedule)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, course_schedule)
     batches = endless(loader)
     start = time.perf_counter()
     for _ in range(ROUNDS):
@@ -215,12 +215,12 @@ def ours_as_floats(loader: DataLoader) -> None:
 
 
 def pipeline(folder: Path, repeats: int) -> None:
-    """Print utterances/s of the sample's loader and ours."""
+    """Print utterances/s of the course's loader and ours."""
     data, noisy = ready(folder), ready(folder, train_snr=(0.0, 30.0))
     train = len(data.split()[0].train)
     parts: dict[str, Callable[[], None]] = {
-        "sample, 0 workers": partial(whole_epoch, sample_loader(data, 0)),
-        "sample, 2 workers": partial(whole_epoch, sample_loader(data, 2)),
+        "course's code, 0 workers": partial(whole_epoch, course_loader(data, 0)),
+        "course's code, 2 workers": partial(whole_epoch, course_loader(data, 2)),
         "ours": partial(ours_as_floats, data.train_dataloader()),
         "ours, with noise (boss)": partial(ours_as_floats, noisy.train_dataloader()),
     }
@@ -231,17 +231,17 @@ def pipeline(folder: Path, repeats: int) -> None:
     )
     print(f"  {'':<26} {'utterances/s':>12} {'against 0 workers':>18} {'against 2 workers':>18}")
     for name, rate in rates.items():
-        against = [rate / rates[f"sample, {n} workers"] for n in (0, 2)]
+        against = [rate / rates[f"course's code, {n} workers"] for n in (0, 2)]
         print(f"  {name:<26} {rate:12,.0f} {against[0]:16.1f} x {against[1]:16.1f} x")
 
 
 def whole_step(folder: Path, repeats: int) -> None:
-    """Print steps/s of the sample's loop and ours on the CPU."""
+    """Print steps/s of the course's loop and ours on the CPU."""
     data = ready(folder)
     classes = len(data.speakers)
     parts: dict[str, Callable[[], float]] = {
-        "sample, 0 workers": partial(sample_steps, sample_loader(data, 0), classes),
-        "sample, 2 workers": partial(sample_steps, sample_loader(data, 2), classes),
+        "course's code, 0 workers": partial(course_steps, course_loader(data, 0), classes),
+        "course's code, 2 workers": partial(course_steps, course_loader(data, 2), classes),
         "ours, bare loop": partial(our_steps, data),
         "ours, Trainer": lambda: ROUNDS * fit(data, 5, ROUNDS),
     }
@@ -253,12 +253,12 @@ def whole_step(folder: Path, repeats: int) -> None:
                 times[name].append(seconds)
     rates = {name: ROUNDS / median(values) for name, values in times.items()}
     print(
-        f"\nTraining, the sample's network ({classes} speakers), batch {BATCH}, loading included: medians of {repeats} "
+        f"\nTraining, the course's network ({classes} speakers), batch {BATCH}, loading included: medians of {repeats} "
         f"turns of {ROUNDS} steps"
     )
     print(f"  {'':<26} {'steps/s':>12} {'against 0 workers':>18} {'against 2 workers':>18}")
     for name, rate in rates.items():
-        against = [rate / rates[f"sample, {n} workers"] for n in (0, 2)]
+        against = [rate / rates[f"course's code, {n} workers"] for n in (0, 2)]
         print(f"  {name:<26} {rate:12,.1f} {against[0]:16.2f} x {against[1]:16.2f} x")
 
 

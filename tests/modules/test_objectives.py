@@ -11,7 +11,7 @@ from modules.nets.attention import padding_mask
 from modules.nets.recurrent_seq2seq import RecurrentSeq2Seq
 from modules.nets.seq2seq import TransformerSeq2Seq
 from modules.objectives import MinimumRisk, PolicyGradient, log_probabilities, without_dropout
-from modules.translation.search import Ends, greedy, sample
+from modules.translation.search import Ends, draw_outputs, greedy
 
 PAD, BOS, EOS = 0, 2, 3
 V = 6  # words: 1, 4 and 5
@@ -99,7 +99,7 @@ def test_samples_have_the_scores_that_they_were_drawn_with(kind):
     whole, barred = net.logits, torch.zeros(V).index_fill(0, torch.tensor([PAD, BOS]), -1e4)
     net.logits = lambda states: whole(states) + barred
     torch.manual_seed(0)
-    drawn = sample([net], source, mask, ends, 8)
+    drawn = draw_outputs([net], source, mask, ends, 8)
     found = log_probabilities(net, source, mask, drawn.tokens, ends)
     ended = drawn.mask.sum(2) < torch.tensor(ends.limits([net], source, mask)).unsqueeze(1)
     assert ended.sum() > 12

@@ -17,7 +17,7 @@ from torch import nn
 from modules.nets.attention import padding_mask
 from modules.nets.recurrent_seq2seq import RecurrentSeq2Seq
 from modules.nets.seq2seq import Memory, Seq2Seq, TransformerSeq2Seq
-from modules.translation.search import Ends, beam_search, greedy, sample
+from modules.translation.search import Ends, beam_search, draw_outputs, greedy
 
 PAD, BOS, EOS = 0, 2, 3
 V = 6  # words: 1, 4 and 5
@@ -235,7 +235,7 @@ def test_padding_and_bos_are_never_put_out_and_the_end_is_forced():
     source, mask = sources([4, 1])
     outputs = [h.tokens for group in beam_search([Markov(table)], source, mask, ENDS, 3, 3) for h in group]
     outputs += [h.tokens for group in greedy([Markov(table)], source, mask, ENDS) for h in group]
-    drawn = sample([Markov(table)], source, mask, ENDS, 8)
+    drawn = draw_outputs([Markov(table)], source, mask, ENDS, 8)
     outputs += [
         row[valid][:-1].tolist()
         for row, valid in zip(drawn.tokens.flatten(0, 1), drawn.mask.flatten(0, 1), strict=True)
@@ -252,7 +252,7 @@ def test_sentences_that_are_done_leave_the_batch():
     for search, rows in (
         (lambda net: beam_search([net], source, mask, ENDS, 2), 2),
         (lambda net: greedy([net], source, mask, ENDS), 1),
-        (lambda net: sample([net], source, mask, ENDS, 5, temperature=0.1), 5),
+        (lambda net: draw_outputs([net], source, mask, ENDS, 5, temperature=0.1), 5),
     ):
         net = Markov(table)
         search(net)
@@ -279,7 +279,7 @@ def test_outputs_come_as_often_as_they_should(kinds, temperature):
     nets, count = a_team(kinds, 5), 5000
     source, mask = sources([3, 2])  # up to 2 words
     torch.manual_seed(1)
-    drawn = sample(nets, source, mask, ENDS, count, temperature)
+    drawn = draw_outputs(nets, source, mask, ENDS, count, temperature)
     for i, n in enumerate([3, 2]):
         expected = {}
         for words in all_outputs(3):
@@ -304,7 +304,7 @@ def test_outputs_come_as_often_as_they_should(kinds, temperature):
 def test_samples_are_words_then_the_end_then_padding_with_their_log_probability(kinds, lengths, seed):
     nets = a_team(kinds, seed)
     source, mask = sources(lengths)
-    tokens, valid, scores = sample(nets, source, mask, ENDS, 4, temperature=2.0)
+    tokens, valid, scores = draw_outputs(nets, source, mask, ENDS, 4, temperature=2.0)
     assert tokens.shape == valid.shape == (*scores.shape, tokens.shape[2]) == (len(lengths), 4, valid.sum(2).max())
     for i, n in enumerate(lengths):
         for row, there, total in zip(tokens[i], valid[i], scores[i], strict=True):
@@ -316,7 +316,7 @@ def test_samples_are_words_then_the_end_then_padding_with_their_log_probability(
 
 def test_a_temperature_that_is_not_positive_is_refused():
     with pytest.raises(ValueError, match=r"temperature=0\.0: expected more than 0"):
-        sample([Markov(torch.zeros(V, V))], *sources([1]), ENDS, temperature=0.0)
+        draw_outputs([Markov(torch.zeros(V, V))], *sources([1]), ENDS, temperature=0.0)
 
 
 def test_scores_of_half_precision_logits_are_summed_in_float32():
@@ -332,7 +332,7 @@ def test_half_precision_scores_are_float32_and_samples_can_be_learned_from(kind)
     source, mask = sources([4, 2])
     with torch.autocast("cpu", torch.bfloat16):
         best = beam_search(nets, source, mask, ENDS)
-        tokens, valid, scores = sample(nets, source, mask, ENDS, 3)
+        tokens, valid, scores = draw_outputs(nets, source, mask, ENDS, 3)
         assert scores.dtype == torch.float32
         before = F.pad(tokens[:, 0, :-1], (1, 0), value=BOS)
         logs = nets[0](source, before, mask).float().log_softmax(2).gather(2, tokens[:, :1].transpose(1, 2))
