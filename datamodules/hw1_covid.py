@@ -14,7 +14,7 @@ from datamodules.base import Facts, Fold, HomeworkData
 from datamodules.errors import DataError
 from datamodules.generated import write_covid
 from datamodules.samplers import MemberBatchSampler, ResumableLoader
-from datamodules.tables.covid import TARGET, CovidTable, day_keys, read_table, window_groups
+from datamodules.tables.covid import COURSE_NAMES, TARGET, CovidTable, day_keys, find_tables, read_table, window_groups
 from datamodules.tables.features import (
     Choice,
     Kind,
@@ -104,8 +104,9 @@ class CovidData(HomeworkData):
 
     @staticmethod
     def has_files(folder: Path) -> bool:
-        """Whether a course file of any edition lies here."""
-        return any((folder / name).is_file() for part in ("train", "test") for name in _names(part))
+        """Whether a course file of any edition lies here, by its name or its header."""
+        found = find_tables(folder)
+        return bool(found.train or found.test)
 
     @staticmethod
     def sample(folder: Path, seed: int = 0) -> list[Path]:
@@ -120,13 +121,13 @@ class CovidData(HomeworkData):
     def read_files(self, stage: str) -> None:
         """Read the files; with training rows (all stages but predict) also cut the folds and find the facts."""
         folder = self.locate()
-        train, test = (
-            next((folder / n for n in _names(part) if (folder / n).is_file()), None) for part in ("train", "test")
-        )
+        found = find_tables(folder)
+        train = None if stage == "predict" else _only("train", found.train)
+        test = _only("test", found.test) if stage in ("test", "predict") else None
         if stage in ("fit", "validate") and train is None:
-            raise DataError(f"{folder}: no {_names('train')[0]} here, and training needs it. {self._ways()}")
+            raise DataError(f"{folder}: no {COURSE_NAMES['train'][0]} here, and training needs it. {self._ways()}")
         if stage == "predict" and test is None:
-            raise DataError(f"{folder}: no {_names('test')[0]} here, and predict needs it. {self._ways()}")
+            raise DataError(f"{folder}: no {COURSE_NAMES['test'][0]} here, and predict needs it. {self._ways()}")
         if stage in ("test", "predict") and test is not None:
             self.test = read_table(test)
         if stage != "predict" and train is not None:
@@ -330,9 +331,14 @@ class CovidData(HomeworkData):
         return ["id", TARGET], [[i, float(p)] for i, p in zip(self.test.ids, predictions, strict=True)]
 
 
-def _names(part: str) -> list[str]:
-    """File names of 2021 and 2022, and of 2023."""
-    return [f"covid.{part}.csv", f"covid_{part}.csv"]
+def _only(part: str, files: list[Path]) -> Path | None:
+    """The one file of a part; None where there is none."""
+    if len(files) > 1:
+        raise DataError(
+            f"{files[0].parent}: {len(files)} files could be the {part} file: "
+            f"{', '.join(path.name for path in files)}; move the others away, or call the right one {COURSE_NAMES[part][0]}"
+        )
+    return files[0] if files else None
 
 
 def _short(names: list[str]) -> str:

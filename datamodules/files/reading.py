@@ -65,7 +65,8 @@ def decode_text(data: bytes, path: Path) -> str:
         encoding = "utf-16"
     elif b"\0" in data[:4096]:
         what = "UTF-16 without a mark at its start" if data.count(b"\0", 0, 4096) * 3 > len(data[:4096]) else "no text"
-        raise DataError(f"{path}, line 1: a byte is 0 ({what}); save the file as UTF-8 text")
+        line = data.count(b"\n", 0, data.index(b"\0")) + 1
+        raise DataError(f"{path}, line {line}: a byte is 0 ({what}); save the file as UTF-8 text")
     else:
         encoding = "utf-8-sig"
     try:

@@ -7,12 +7,16 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from datamodules.errors import DataError
+from datamodules.files.reading import decode_text, read_text
+from datamodules.files.walk import is_hidden
 
 TARGET = "tested_positive"
+LONGEST_HEADER = 1 << 16  # bytes
 LARGEST = 1e15  # in size: the sum of the squares of 100 million such numbers is finite in float32
 
 
@@ -54,11 +58,7 @@ class CovidTable:
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
     """(line number, cells) of every line that is not empty."""
-    try:
-        text = (data := path.read_bytes()).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: not a UTF-8 text file ({error.reason})") from None
+    text = read_text(path)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         lines = [(reader.line_num, cells) for cells in reader if cells]
@@ -68,12 +68,76 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
         raise DataError(f"{path}: the file is empty, expected a header line and one row a sample")
     if text[-1] not in "\r\n":  # a good file of some editors, or one cut short: the last number may lack digits
         warnings.warn(f"{path}:{reader.line_num}: the last line has no end; is the file whole?", stacklevel=3)
-    return lines
+    return _without_empty_ends(path, lines)
+
+
+def _without_empty_ends(path: Path, lines: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """The lines without commas at their ends that no column follows, as some spreadsheets write them."""
+    header = lines[0][1]
+    width = max((n for n, cell in enumerate(header, 1) if cell.strip()), default=len(header))
+    longer = [line for line, cells in lines if len(cells) > width and not any(map(str.strip, cells[width:]))]
+    if longer:
+        warnings.warn(
+            f"{path}:{longer[0]}: {len(longer)} lines end in commas that no column follows; they are left out",
+            stacklevel=4,
+        )
+    dropped = set(longer)
+    return [(line, cells[:width] if line in dropped else cells) for line, cells in lines]
+
+
+class TableFiles(NamedTuple):
+    """The files of a folder to train on and to predict; what else could be one of them; other CSV files."""
+
+    train: list[Path]
+    test: list[Path]
+    others: list[Path]
+
+
+COURSE_NAMES = {"train": ("covid.train.csv", "covid_train.csv"), "test": ("covid.test.csv", "covid_test.csv")}
+"""What the course calls its files, in 2021 and 2022, and in 2023."""
+
+
+def find_tables(folder: Path) -> TableFiles:
+    """CSV files by their headers, whatever their names; one of the course's names goes before all others.
+
+    A file with the target on its last day is for training, one without for prediction, where its name does not say
+    "train" or "test" itself.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    found: dict[str, list[Path]] = {"train": [], "test": []}
+    others = []
+    for path in files:
+        part = next((part for part, names in COURSE_NAMES.items() if path.name in names), None)
+        if part is None and path.suffix.lower() == ".csv" and not is_hidden(path.name):
+            part = _part_of(path)
+            if part is None:
+                others.append(path)
+        if part is not None:
+            found[part].append(path)
+    for part, names in COURSE_NAMES.items():
+        if best := [path for name in names for path in found[part] if path.name == name]:
+            others += [path for path in found[part] if path != best[0]]
+            found[part] = best[:1]
+    return TableFiles(found["train"], found["test"], others)
+
+
+def _part_of(path: Path) -> str | None:
+    """train or test, by the header and the name; None: it is no table of the course's kind."""
+    with path.open("rb") as file:
+        first = file.readline(LONGEST_HEADER)
+    try:
+        text = decode_text(first if first[:2] != b"\xff\xfe" else first + b"\0", path)
+        *_, labelled = _header(path, next(csv.reader([text.rstrip("\r\n, ")]), []))
+    except (DataError, csv.Error):
+        return None
+    words = re.findall(r"train|test", path.name.lower())
+    return words[0] if len(set(words)) == 1 else ("train" if labelled else "test")
 
 
 def _header(path: Path, header: list[str]) -> tuple[list[str], list[str], int, bool]:
     """Read states, survey columns, number of days and whether there is a target from a header line."""
-    if header[0].strip() != "id":
+    if not header or header[0].strip() != "id":
+        header = header or [""]
         raise DataError(f"{path}:1: the first column is {header[0][:40]!r}, expected 'id' (and commas between columns)")
     names = [name.strip() for name in header[1:]]
     if len(set(names)) == len(names) and TARGET in names:  # later days are told apart as pandas does: cli.1, cli.2
@@ -110,7 +174,7 @@ def _header(path: Path, header: list[str]) -> tuple[list[str], list[str], int, b
 
 
 def read_table(path: Path) -> CovidTable:
-    """Read a course CSV of any edition by its header (BOM, CRLF and quotes are fine).
+    """Read a course CSV of any edition by its header (BOM, UTF-16, CRLF, quotes, commas at line ends are fine).
 
     Raises:
         DataError: names file, line and column of what is not as expected.

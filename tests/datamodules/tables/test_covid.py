@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from datamodules.errors import DataError
-from datamodules.tables.covid import CovidTable, day_keys, read_table, window_groups
+from datamodules.tables.covid import CovidTable, day_keys, find_tables, read_table, window_groups
 
 EDITIONS = {"2021": (40, 3, 18, {"train": 2700, "test": 893}), "2022": (37, 5, 16, {"train": 2159, "test": 1078})}
 
@@ -213,7 +213,7 @@ BROKEN: list[tuple[str, Callable[[str], str], str]] = [
     ("NaN", change("1.1", "NaN"), r":2: column 4 \(a\) is 'NaN', expected a finite number"),
     ("inf", change("1.9", "-inf"), r":2: column 12 \(tested_positive\) is '-inf', expected a finite number"),
     ("too large", change("1.9", "1e999"), r":2: column 12 \(tested_positive\) is '1e999', expected a finite number"),
-    ("NUL", change("1.4", "1\0"), r":2: column 7 \(a\) is '1\\x00', expected a finite number"),
+    ("NUL", change("1.4", "1\0"), ", line 2: a byte is 0"),
     ("the first of two", lambda t: t.replace("3.1", "x").replace("2.9", "nan"), r":3: column 12 \(tested_positive\)"),
     ("id is a text", change("\n2,", "\nB2,"), r":4: column 1 \(id\) is 'B2', expected a whole number"),
     ("id is broken", change("\n2,", "\n2.5,"), r":4: column 1 \(id\) is '2.5', expected a whole number"),
@@ -254,7 +254,7 @@ def test_survey_column_of_the_first_day_only_is_not_taken_for_a_state(tmp_path: 
 def test_not_a_text_file(data: bytes, line: int, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(data)
-    with pytest.raises(DataError, match=rf"t\.csv:{line}: not a UTF-8 text file"):
+    with pytest.raises(DataError, match=rf"t\.csv, line {line}: byte .* is no UTF-8; save"):
         read_table(path)
 
 
@@ -291,3 +291,40 @@ def test_window_groups_are_the_connected_components(rows: list[tuple[int, ...]])
     keys = day_keys(table)
     assert len(keys) == 3 * n
     assert len({key for key, _ in keys}) == len({(r[0], day) for r in rows for day in r[1:]})
+
+
+def test_utf16_and_commas_at_the_ends_of_lines(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(LINES) + "\n")
+    plain = read_table(path)
+    path.write_text("\n".join(f"{line},," for line in LINES) + "\n", encoding="utf-16")
+    with pytest.warns(UserWarning, match=r"t\.csv:1: 4 lines end in commas that no column follows; they are left out"):
+        found = read_table(path)
+    assert found.columns == plain.columns
+    np.testing.assert_array_equal(found.values, plain.values)
+    path.write_text("\n".join([LINES[0], LINES[1] + ",", LINES[2] + ",7", *LINES[3:]]) + "\n")
+    with pytest.warns(UserWarning, match=r":2: 1 lines end in"), pytest.raises(DataError, match=r":3: 13 columns, exp"):
+        read_table(path)
+    path.write_bytes("\n".join(LINES).encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"t\.csv, line 1: a byte is 0 \(UTF-16 without a mark at its start\); save"):
+        read_table(path)
+
+
+def test_files_are_found_by_their_headers(tmp_path: Path) -> None:
+    labelled, unlabelled = "\n".join(LINES) + "\n", "\n".join(line.rsplit(",", 1)[0] for line in LINES) + "\n"
+
+    def found(**files: str) -> list[list[str]]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / f"{name.replace('__', '.')}.csv").write_text(text)
+        return [[path.name for path in part] for part in find_tables(folder)]
+
+    assert found(covid__train_new=labelled, covid__test_un=unlabelled, submission="id,tested_positive\n0,1\n") == [
+        ["covid.train_new.csv"], ["covid.test_un.csv"], ["submission.csv"]
+    ]  # fmt: skip
+    assert found(a=unlabelled, b=labelled) == [["b.csv"], ["a.csv"], []]
+    assert found(my_test=labelled, b=labelled) == [["b.csv"], ["my_test.csv"], []]
+    assert found(a=labelled, b=labelled, c=unlabelled) == [["a.csv", "b.csv"], ["c.csv"], []]
+    assert found(a=labelled, covid_train=labelled) == [["covid_train.csv"], [], ["a.csv"]]
+    assert find_tables(tmp_path / "none") == ([], [], [])
