@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from matplotlib.figure import Figure
 
 from datamodules.course import Baselines
@@ -86,6 +87,9 @@ class HomeworkData(LightningDataModule, ABC):
     def setup(self, stage: str) -> None:
         """Read the files, and hand their facts to a module that has none yet."""
         self.read_files(stage)
+        if stage == "fit":
+            for line in self.summary():
+                rank_zero_info(line)
         module = self.trainer.lightning_module if self.trainer else None
         if isinstance(module, TakesFacts) and module.facts is None and self.facts is not None:
             module.expect(self.facts)
@@ -130,8 +134,18 @@ class HomeworkData(LightningDataModule, ABC):
 
     @classmethod
     def describe(cls, root: Path) -> list[str]:
-        """What the data under `root` is to a network, line by line, for `leeml data describe`."""
-        raise DataError(f"{cls.homework} has no description; leeml fit prints its counts")
+        """What the data under `root`, or in this very folder, is to a network, for `leeml data describe`."""
+        data = cls(dir=str(root)) if cls.has_files(root) else cls(root=str(root))
+        data.setup("validate")
+        return [*data.summary(), *data.details()]
+
+    def summary(self) -> list[str]:
+        """What was found, read and left out, and what is trained on, line by line; called after `read_files`."""
+        return []
+
+    def details(self) -> list[str]:
+        """More for `leeml data describe` that takes time to find."""
+        return []
 
     def split(self) -> list[Fold]:
         """All folds of the labelled rows; called after the files are read. Without folds there is no `leeml kfold`."""

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules import course
 from datamodules.base import Facts, Fold, HomeworkData
 from datamodules.errors import DataError
+from datamodules.files.walk import Account
 from datamodules.generated import write_covid
 from datamodules.samplers import MemberBatchSampler, ResumableLoader
 from datamodules.tables.covid import COURSE_NAMES, TARGET, CovidTable, day_keys, find_tables, read_table, window_groups
@@ -168,6 +169,20 @@ class CovidData(HomeworkData):
                 raise DataError(
                     f"data.features is {self.features!r}, but the model was trained on the other kind; keep it"
                 )
+
+    def summary(self) -> list[str]:
+        """Rows, columns, and other CSV files in the folder."""
+        assert self.train is not None
+        table, (train, val) = self.train, self.chosen_folds()[0]
+        folder = table.path.parent
+        found = find_tables(folder)
+        files = Account("CSV files", len(found.train) + len(found.test))
+        files.leave("no course files, or not called so", [path.name for path in found.others])
+        return [
+            f"{folder}: {files}",
+            f"{table.path.name}: {Account('rows', len(table.ids))}; {len(table.states)} states, {table.days} days of "
+            f"{len(table.survey)} columns; {len(train)} rows to train on, {len(val)} held out",
+        ]
 
     # rows
 
@@ -334,9 +349,10 @@ class CovidData(HomeworkData):
 def _only(part: str, files: list[Path]) -> Path | None:
     """The one file of a part; None where there is none."""
     if len(files) > 1:
+        names = ", ".join(path.name for path in files)
         raise DataError(
-            f"{files[0].parent}: {len(files)} files could be the {part} file: "
-            f"{', '.join(path.name for path in files)}; move the others away, or call the right one {COURSE_NAMES[part][0]}"
+            f"{files[0].parent}: {len(files)} files could be the {part} file: {names}; move the others away, or "
+            f"call the right one {COURSE_NAMES[part][0]}"
         )
     return files[0] if files else None
 

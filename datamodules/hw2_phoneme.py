@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from sklearn.model_selection import GroupKFold
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -15,6 +14,7 @@ from datamodules import course
 from datamodules.base import ClassifierData, Facts, Fold
 from datamodules.errors import DataError
 from datamodules.files import archives
+from datamodules.files.walk import Account
 from datamodules.generated import write_phonemes
 from datamodules.samplers import EpochBatchSampler, LengthBucketSampler, ResumableLoader, length_buckets
 from datamodules.speech import Part, libriphone
@@ -144,12 +144,22 @@ class PhonemeData(ClassifierData):
                 f"{folder}: has {_short(self.names)}, but the model was trained on {_short(expected['classes'])}"
             )
         self.facts = self._find_facts()
-        if stage == "fit":
-            train, val = self.chosen_folds()[0]
-            held = "by stretches of frames" if timit else f"by {self._groups()[0]}"
-            rank_zero_info(
-                f"{folder}: {len(train)} frames to train on, {len(val)} held out {held}, {len(self.names)} classes"
-            )
+
+    def summary(self) -> list[str]:
+        """Utterances or rows, how the recordings became them where we know, frames and classes."""
+        folder, (train, val) = _home(self.locate()), self.chosen_folds()[0]
+        assert folder is not None
+        if self.part is None:
+            account, held, notes = Account("rows", len(self.frames)), "by stretches of frames", []
+        else:
+            account, held = Account("utterances", len(self.part.names)), f"by {self._groups()[0]}"
+            account.leave("feature files that train_split.txt does not name; add them there", self.part.unnamed)
+            notes = libriphone.read_notes(folder, "train")
+        return [
+            *notes,
+            f"{folder}: {account}",
+            f"{folder}: {len(train)} frames to train on, {len(val)} held out {held}, {len(self.names)} classes",
+        ]
 
     def _open_train(self, folder: Path) -> None:
         names = libriphone.read_phones(folder)

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from matplotlib.figure import Figure
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
@@ -163,13 +162,6 @@ class FoodData(ClassifierData):
         if files.train is not None:
             self._open_labelled(files.train, files.val)
             self.facts = self._find_facts(files)
-            if stage == "fit":
-                held = self.chosen_folds()[0]
-                rank_zero_info(f"{folder}: {files.account}")
-                rank_zero_info(
-                    f"{folder}: {len(held.train)} images to train on, {len(held.val)} held out, "
-                    f"{len(files.classes)} classes: {', '.join(files.classes[:12])}"
-                )
         if stage == "fit" and self.unlabelled:
             if files.unlabelled is None:
                 raise DataError(
@@ -183,6 +175,16 @@ class FoodData(ClassifierData):
                     f"{folder}: {len(self.unlabelled_rows)} unlabelled images that can be read, too few for "
                     f"data.unlabelled = {self.unlabelled}"
                 )
+
+    def summary(self) -> list[str]:
+        """Images found, read and left out, those held out, and the classes."""
+        assert self.files is not None
+        folder, classes, held = self.locate(), self.files.classes, self.chosen_folds()[0]
+        return [
+            f"{folder}: {self.files.account}",
+            f"{folder}: {len(held.train)} images to train on, {len(held.val)} held out, {len(classes)} classes: "
+            f"{', '.join(classes[:12])}{', ...' if len(classes) > 12 else ''}",
+        ]
 
     def _decode(self, paths: Sequence[Path]) -> tuple[Pictures, np.ndarray]:
         decoded = decode(paths, self.image_size, self.bad_images)

@@ -5,13 +5,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules import course
 from datamodules.base import ClassifierData, Facts, Fold
 from datamodules.errors import DataError
+from datamodules.files.walk import Account
 from datamodules.generated import write_speakers
 from datamodules.samplers import EpochBatchSampler, ResumableLoader, length_buckets
 from datamodules.speech import Part, speaker_folder, speaker_recordings
@@ -101,9 +101,7 @@ class SpeakerData(ClassifierData):
 
     def read_files(self, stage: str) -> None:
         """Open what the stage needs, cut the folds and find the facts."""
-        folder = self.locate()
-        if not speaker_folder.has_speakers(folder):
-            folder = folder / "Dataset"
+        folder = self._folder()
         expected = self.model_facts()
         known = expected["classes"] if expected is not None else None
         if stage in ("test", "predict") and (folder / "testdata.json").is_file():
@@ -125,19 +123,32 @@ class SpeakerData(ClassifierData):
         self.frames = pack(found.files, speaker_folder.read_mel, self.precision)
         speaker_folder.check_lengths(found, self.frames.lengths)
         speaker_folder.check_speakers(found)
-        train, val = self.chosen_folds()[0]
+        val = self.chosen_folds()[0].val
         self.facts = {
             "classes": self.speakers,
             "features": MELS,
             "held_out": self.held_out(self.files[row].name for row in val),
         }
-        if stage == "fit":
-            short = int((self.frames.lengths[train] < self.segment).sum())
-            padded = f" ({short} of them shorter than data.segment = {self.segment}: padded)" if short else ""
-            rank_zero_info(
-                f"{folder}: {len(train)} utterances of {len(self.speakers)} speakers to train on{padded}, {len(val)} "
-                "held out"
-            )
+
+    def summary(self) -> list[str]:
+        """Utterances, how the recordings became them where we know, speakers, and what is held out."""
+        folder = self._folder()
+        train, val = self.chosen_folds()[0]
+        account = Account("utterances", len(self.files))
+        account.leave("feature files that no list names", speaker_folder.unlisted(folder))
+        short = int((self.frames.lengths[train] < self.segment).sum())
+        padded = f" ({short} of them shorter than data.segment = {self.segment}: padded)" if short else ""
+        return [
+            *speaker_folder.read_notes(folder, "train"),
+            f"{folder}: {account}",
+            f"{folder}: {len(train)} utterances of {len(self.speakers)} speakers to train on{padded}, {len(val)} held "
+            "out",
+        ]
+
+    def _folder(self) -> Path:
+        """The folder with the lists: the one found, or Dataset in it."""
+        folder = self.locate()
+        return folder if speaker_folder.has_speakers(folder) else folder / "Dataset"
 
     def _open_test(self, folder: Path, known: list[str] | None, stage: str) -> None:
         found = speaker_folder.read_test(folder)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import sacrebleu
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch.utils.data import DataLoader, Dataset
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules import course
 from datamodules.base import Facts, Fold, HomeworkData
 from datamodules.errors import DataError, and_more
+from datamodules.files.walk import Account
 from datamodules.generated import write_translation
 from datamodules.samplers import LengthBucketSampler, ResumableLoader, length_buckets
 from datamodules.text import describe
@@ -173,7 +174,7 @@ class TranslationData(HomeworkData):
 
     def _pairs(self, folder: Path, name: str, option: str) -> Bitext:
         """A bitext with both sides, or an error that names the option."""
-        bitext = find_bitext(folder, name)
+        bitext = find_bitext(folder, name, alone=True)
         if None in bitext:
             there = f"only {bitext} is there" if bitext.files else "there is no such file"
             raise DataError(
@@ -235,6 +236,11 @@ class TranslationData(HomeworkData):
             why = describe.dropped(self.real.counts)
             raise DataError(f"{self.bitexts[0]}: no pairs left of {self.real.counts[:, 0].sum()}: {why}")
         self.folds_of_rows = self._cut()
+        if not (self.folds_of_rows != self.fold).any():
+            raise DataError(
+                f"{self.bitexts[0]}: all {len(self.real)} pairs share a sentence, none is left to train on; pairs that "
+                "share one are held out together (data.folds), so add others"
+            )
         if known is not None:
             self.tokenizer = Tokenizer.from_tensor(known["tokenizer"])
         else:
@@ -265,9 +271,6 @@ class TranslationData(HomeworkData):
             "max_length": self.max_length,
             "held_out": self.held_out(f"{self.bitexts[b].files[0].name}:{line}" for b, line in self.real.place[val]),
         }  # fmt: skip
-        if stage == "fit":
-            for line in self._summary():
-                rank_zero_info(line)
 
     def _report_script(self, pairs: CleanPairs, bitexts: Sequence[Bitext]) -> None:
         for number in np.flatnonzero(pairs.simplified).tolist():
@@ -428,33 +431,44 @@ class TranslationData(HomeworkData):
         count = int(self.real.counts[:, 0].sum()) if self.bitexts and self.target == "zh" else 0
         return course.baselines_of(self.homework, count)
 
-    @classmethod
-    def describe(cls, root: Path) -> list[str]:
-        """Tokens, batches and lengths of the data in the folder, which `root` itself may be."""
-        data = cls(dir=str(root)) if cls.has_files(root) else cls(root=str(root))
-        data.setup("validate")
-        lengths, loader = data._lengths()[data.train_rows()], data.train_dataloader()
+    def details(self) -> list[str]:
+        """Tokens, batches and lengths of the pairs."""
+        lengths, loader = self._lengths()[self.train_rows()], self.train_dataloader()
         cells = [len(batch["row"]) * (batch["source"].shape[1] + batch["target"].shape[1]) for batch in loader]
-        spelled = data.corpus.count(data.tokenizer.is_byte) / len(data.corpus.tokens)
+        spelled = self.corpus.count(self.tokenizer.is_byte) / len(self.corpus.tokens)
         return [
-            *data._summary(),
             f"characters unknown to the tokenizer: {spelled:.3%} of the tokens are bytes that spell them",
-            *describe.batches(lengths, cells, data.max_tokens, SIDES),
+            *describe.batches(lengths, cells, self.max_tokens, SIDES),
         ]
 
-    def _summary(self) -> list[str]:
+    def summary(self) -> list[str]:
         """What is trained on, and what was left out, in words."""
         train, val = self.chosen_folds()[0]
         long = int((~self._usable()[: len(self.real)]).sum())
         count = 0 if self.synthetic_only else len(train)
         lines = [
             f"{self.locate()}: {count:,} pairs to train on, {len(val):,} held out, {len(self.tokenizer):,} pieces",
-            f"left out of {self.real.counts[:, 0].sum():,}: {describe.dropped(self.real.counts)}, {long:,} of more "
-            f"than data.max_length = {self.max_length} tokens",
+            f"left out of {self.real.counts[:, 0].sum():,}: {describe.dropped(self.real.counts)}"
+            f"{self._first_dropped()}, {long:,} of more than data.max_length = {self.max_length} tokens",
         ]
+        used = {path.name for bitext in self.bitexts for path in bitext.files}
+        unused = Account("tables of pairs in the folder", len(used & {*_tables(self.locate())}))
+        unused.leave("not named; with data.pairs they are read", [n for n in _tables(self.locate()) if n not in used])
+        if unused.left:
+            lines.append(str(unused))
         if self.synthetic is not None:
             lines.append(f"and {self._synthetic_summary()}")
         return lines
+
+    def _first_dropped(self) -> str:
+        """Where the first pair lies that cleaning left out, in brackets."""
+        for number, bitext in enumerate(self.bitexts):
+            kept = self.real.place[self.real.place[:, 0] == number, 1]
+            if len(kept) < self.real.counts[number, 0]:
+                shifted = np.flatnonzero(kept != np.arange(len(kept)))
+                first = int(shifted[0]) if len(shifted) else len(kept)
+                return f" (first: {bitext.files[0].name}, pair {first + 1})"
+        return ""
 
     def _synthetic_summary(self) -> str:
         assert self.synthetic is not None

@@ -37,12 +37,16 @@ SHARE = 250  # recordings that must be there for each worker: with fewer, its st
 
 
 class UtteranceList(NamedTuple):
-    """Utterances of one part in the order of its split file; labels: class of each frame, (T,) int64 by utterance."""
+    """Utterances of one part in the order of its split file; labels: class of each frame, (T,) int64 by utterance.
+
+    unnamed: feature files that the split file does not name.
+    """
 
     names: list[str]
     files: list[Path]
     labels: list[np.ndarray] | None
     speakers: list[str] | None
+    unnamed: Sequence[str] = ()
 
 
 class Utterance(NamedTuple):
@@ -147,7 +151,9 @@ def read_layout(folder: Path, part: Part, classes: int | None = None) -> Utteran
     elif part == "train":
         raise DataError(f"{path}: missing; the class of each training frame is expected there")
     known = _read_speakers(folder)
-    return UtteranceList(names, files, labels, [known[n] for n in names] if all(n in known for n in names) else None)
+    unnamed = sorted(name for name in there - {file.name for file in files} if name.endswith(".pt"))
+    speakers = [known[name] for name in names] if all(name in known for name in names) else None
+    return UtteranceList(names, files, labels, speakers, unnamed)
 
 
 def check_lengths(split: UtteranceList, lengths: Sequence[int]) -> None:

@@ -125,6 +125,16 @@ def _own_name(entry: Entry) -> str:
     return source if isinstance(source, str) and source.lower().endswith(tuple(audio.ENDINGS)) else entry.name
 
 
+def unlisted(folder: Path) -> list[str]:
+    """Feature files right in the folder that neither metadata.json nor testdata.json names."""
+    listed: set[str] = set()
+    for part, key in (("train", "speakers"), ("test", "utterances")):
+        path = folder / LISTS["train" if part == "train" else "test"]
+        if path.is_file():
+            listed |= {"/".join(entry.parts) for entry in read_list(path, key)[1]}
+    return sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(".pt") and entry.name not in listed)
+
+
 def read_mel(path: Path) -> np.ndarray:
     """(T, 40) float32 of one .pt file; a file with anything but a tensor in it is never run.
 

@@ -1,11 +1,11 @@
 """Files of sentence pairs, plain or .gz: two files with a sentence a line each, or one with tab-separated columns."""
 
-import gzip
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.errors import DataError
+from datamodules.files.reading import LARGEST, decode_text, in_words, read_bytes
 
 CHINESE = ("zh_hant", "zh")  # names of its column, the better one first
 TABLES = (".tsv", ".tsv.gz", ".txt", ".txt.gz")  # ends of the names of tab-separated files
@@ -35,8 +35,15 @@ class Lines(NamedTuple):
     first: int = 1
 
 
-def find_bitext(folder: Path, name: str) -> Bitext:
-    """A table, or the files <name>.en and <name>.zh, plain or .gz; relative to `folder`. What is not there is None."""
+def find_bitext(folder: Path, name: str, alone: bool = False) -> Bitext:
+    """A table, or the files <name>.en and <name>.zh, plain or .gz; relative to `folder`. What is not there is None.
+
+    Args:
+        folder: Where to look.
+        name: Of the table, or what stands before .en and .zh.
+        alone: Take a file <name> or <name>.gz for the language that is missing, as the course's monolingual Chinese
+            ted_zh_corpus.deduped.gz beside a translation ted_zh_corpus.deduped.en.
+    """
     if name.endswith(TABLES):
         table = folder / name
         return Bitext(table, table) if table.is_file() else Bitext(None, None)
@@ -44,6 +51,9 @@ def find_bitext(folder: Path, name: str) -> Bitext:
         next((path for end in ("", ".gz") if (path := folder / f"{name}.{language}{end}").is_file()), None)
         for language in ("en", "zh")
     ]
+    if alone and sides.count(None) == 1:
+        one = next((path for end in ("", ".gz") if (path := folder / f"{name}{end}").is_file()), None)
+        sides = [path or one for path in sides]
     return Bitext(*sides)
 
 
@@ -67,22 +77,36 @@ def read_bitext(bitext: Bitext) -> Lines:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 file, plain or .gz, without their ends; only line feeds end one, whatever else Unicode has."""
-    data = path.read_bytes()
+    """Lines of a text file, plain or .gz, without their ends; only line feeds end one, whatever else Unicode has.
+
+    Raises:
+        DataError: no regular file, too large, no UTF-8 (nor UTF-16 with its mark), or a gz that is cut short.
+        OSError: the file cannot be read; `filename` says which.
+    """
+    data = read_bytes(path)
     if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{path}: cut short or no gz file ({error}); copy or download it again") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        text_bytes = error.object  # without a byte order mark, which `start` does not count
-        line = text_bytes.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, line {line}: byte {text_bytes[error.start]:#04x} is no UTF-8; save the file as UTF-8"
-        ) from None
+        data = _unpacked(path, data)
+    text = decode_text(data, path)
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def _unpacked(path: Path, data: bytes) -> bytes:
+    """What a gz file holds, of one member or several, up to a limit."""
+    found: list[bytes] = []
+    size = 0
+    try:
+        while data:
+            member = zlib.decompressobj(wbits=31)
+            found.append(member.decompress(data, LARGEST - size + 1))
+            size += len(found[-1])
+            if size > LARGEST:
+                raise DataError(f"{path}: more than {in_words(LARGEST)} of text in it; cut it into several files")
+            if not member.eof:
+                raise EOFError("it ends too early")
+            data = member.unused_data.lstrip(b"\0")  # some tools pad with zeros
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cut short or no gz file ({error}); copy or download it again") from None
+    return b"".join(found)
 
 
 def _read_table(path: Path) -> Lines:

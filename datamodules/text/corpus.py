@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from datamodules.errors import DataError
 from datamodules.files.cache import content_digests, digest, make_once
 from datamodules.files.places import cache_folder
 from datamodules.text.bitext import Bitext, read_bitext
@@ -20,6 +21,7 @@ from datamodules.text.tokenizer import EOS, PAD, Tokenizer, train_tokenizer
 
 FORMAT = 1  # of the files in the cache; another number makes them all anew
 CHUNK = 50_000  # sentences encoded at once
+LONGEST = 100_000  # characters of a sentence to be translated; longer ones for training are dropped anyway
 REASONS = ("empty", "long", "ratio")  # why_dropped
 
 
@@ -88,6 +90,11 @@ def _clean(part: Path, bitexts: Sequence[Bitext], keep_all: bool) -> None:
         simplified[number] = is_simplified(chinese)
         bar = tqdm(zip(english, chinese, strict=True), total=len(english), desc="cleaning", leave=False)
         for line, (en, zh) in enumerate(bar):
+            if keep_all and (length := max(len(en), len(zh))) > LONGEST:
+                raise DataError(
+                    f"{bitext}: pair {line + 1} has a sentence of {length:,} characters, at most {LONGEST:,} are "
+                    "translated; cut it into sentences"
+                )
             en, zh = clean_en(en), clean_zh(zh)
             if not keep_all and (reason := why_dropped(en, zh)):
                 counts[number, 1 + REASONS.index(reason)] += 1

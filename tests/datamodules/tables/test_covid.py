@@ -76,7 +76,7 @@ def layouts(draw: st.DrawFn) -> tuple[list[str], list[str], int, np.ndarray, lis
     cut = draw(st.integers(0, len(names) - 1))
     states, survey = names[:cut], [*names[cut:], "tested_positive"]
     days, rows = draw(st.integers(2, 5)), draw(st.integers(1, 4))
-    numbers = st.floats(allow_nan=False, allow_infinity=False)
+    numbers = st.floats(-1e15, 1e15)
     answers = [draw(st.lists(numbers, min_size=days * len(survey), max_size=days * len(survey))) for _ in range(rows)]
     marks = [np.eye(cut + 1)[draw(st.integers(0, cut))][:-1] for _ in range(rows)]  # the last one marks no state
     ids = draw(st.lists(st.integers(0, 10**12), min_size=rows, max_size=rows, unique=True))
