@@ -257,7 +257,9 @@ def read_windows(path: Path) -> np.ndarray:
         raise DataError(f"{path}: {rows.dtype} of shape {rows.shape}; expected floats, rows x {width}")
     for start in range(0, len(rows), BLOCK):
         # a map opened for each block: pages seen through one map would stay in memory
-        finite = np.isfinite(np.load(path, mmap_mode="r")[start : start + BLOCK]).all(1)
+        with np.errstate(over="ignore"):  # finite in the type that is trained in
+            block = np.load(path, mmap_mode="r")[start : start + BLOCK].astype(np.float32)
+        finite = np.isfinite(block).all(1)
         if not finite.all():
             raise DataError(f"{path}: row {start + finite.argmin()} has a value that is no finite number; get it again")
     return rows

@@ -400,6 +400,11 @@ class TestTimit11:
                 "row 5 has a value that is no finite",
             ),
             ("train_11", lambda x: np.where(np.arange(50)[:, None] == 33, np.inf, x), "row 33 has a value that is no"),
+            (
+                "train_11",
+                lambda x: np.where(np.arange(50)[:, None] == 33, 1e39, x.astype(np.float64)),
+                "row 33 has a value that is no",
+            ),
             ("train_11", lambda x: x.astype(object), "cannot be read as a .npy file of plain numbers"),
             ("train_label_11", lambda x: x[:-1], r"shape \(49,\), but train_11.npy has 50 rows"),
             ("train_label_11", lambda x: np.where(x == "7", "39", x), "class 39 in row 7; expected 0 to 38"),
