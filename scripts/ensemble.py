@@ -19,6 +19,7 @@ from callbacks.predictions import Predictions, digest, read_predictions, write_p
 from callbacks.submission import table, write_csv
 from datamodules.base import HomeworkData
 from datamodules.errors import DataError
+from modules.base import HomeworkModule
 from scripts.cli.mistakes import Parser, UsageError
 from scripts.kfold import predict_rows
 from scripts.run.checkpoint import load_checkpoint
@@ -73,6 +74,10 @@ def predictions_of(run: Path, rest: Sequence[str]) -> Predictions:
 def held_out_of(run: Path, rest: Sequence[str]) -> tuple[Predictions, LeemlCLI]:
     """What a run predicts for the rows that it holds out."""
     cli = open_cli(run, "validate", rest)
+    if not (isinstance(cli.datamodule, HomeworkData) and isinstance(cli.model, HomeworkModule)):
+        raise DataError(
+            f"{run}: its data have no labels and no score of rows to search weights by; leave --weights out"
+        )
     rows, values = predict_rows(cli, cli.datamodule.val_dataloader())
     order = rows.argsort()
     names = digest(cli.datamodule.labels(rows[order])[0])

@@ -133,6 +133,27 @@ def test_what_a_config_names_by_its_short_name_stands_in_front():
                         assert not issubclass(value, HomeworkModule | HomeworkData | Callback), f"{value} in a package"
 
 
+def back_doors(text: str) -> list[int]:
+    """Lines that reach for a trainer's datamodule, or put a trainer into an object."""
+    nodes = list(ast.walk(ast.parse(text)))
+    reached = [n for n in nodes if isinstance(n, ast.Attribute) and n.attr == "datamodule"]
+    reached += [n for n in nodes if isinstance(n, ast.Constant) and n.value == "datamodule"]
+    put = [n for n in nodes if isinstance(n, ast.Attribute) and n.attr in ("trainer", "_trainer")]
+    return sorted(n.lineno for n in (*reached, *(n for n in put if isinstance(n.ctx, ast.Store))))
+
+
+def test_facts_are_handed_over_not_fetched():
+    """A module knows no datamodule, and neither gets a trainer but Lightning's (docs/architecture.md)."""
+    assert back_doors("a = self.trainer.datamodule\ndata.trainer = b\ngetattr(t, 'datamodule')\nx = data.trainer") == [
+        1,
+        2,
+        3,
+    ]
+    for ours in ("modules", "datamodules"):
+        found = {str(path): back_doors(path.read_text()) for path in (ROOT / ours).rglob("*.py")}
+        assert not any(found.values()), {path: lines for path, lines in found.items() if lines}
+
+
 def test_every_homework_has_module_datamodule_and_configs():
     names = {p.stem for p in (ROOT / "datamodules").glob("hw*.py")}
     assert names

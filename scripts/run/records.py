@@ -233,7 +233,7 @@ class RunRecord(Callback):
         """A checkpoint alone is enough to predict; rows of a step that goes on after it are counted."""
         checkpoint["config"] = self.config
         checkpoint.setdefault("homework", "custom")  # a HomeworkModule writes its own over them
-        checkpoint.setdefault("facts", None)
+        checkpoint.setdefault("facts", {})
         if trainer.validating:  # what is still to be logged has the step of what was
             checkpoint["metrics_rows"] = next((logger.experiment.count() for logger in _own(trainer)), None)
 

@@ -5,6 +5,7 @@ import shutil
 import sys
 
 import pytest
+import torch
 from conftest import answer, works
 
 from datamodules.files.places import PROJECT
@@ -13,9 +14,11 @@ PLAIN = """\
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
+from torch.nn.functional import softplus
 from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules.base import HomeworkData
+from modules.base import HomeworkModule
 
 
 class Data(LightningDataModule):
@@ -81,6 +84,51 @@ class OnlyFolds(HomeworkData):
         pass
 
 
+class Points(HomeworkData):  # around 3, for a module that generates such
+    homework = "points"
+
+    def locate(self):
+        return "memory"
+
+    def read_files(self, stage):
+        self.set = torch.randn(64, 1, generator=torch.Generator().manual_seed(0)) + 3
+        self.facts = {"width": 1}
+
+    def train_dataloader(self):
+        return DataLoader(self.set, batch_size=16)
+
+    val_dataloader = train_dataloader
+
+
+class Rivals(HomeworkModule):  # a GAN: two optimizers, stepped by hand
+    homework, monitor = "points", "val/distance"
+
+    def build(self, facts):
+        self.automatic_optimization = False
+        self.maker = nn.Linear(1, facts["width"])
+        self.judge = nn.Sequential(nn.Linear(facts["width"], 8), nn.ReLU(), nn.Linear(8, 1))
+
+    def made(self, count):
+        return self.maker(torch.randn(count, 1))
+
+    def training_step(self, batch, batch_idx):
+        makers, judges = self.optimizers()
+        true, made = self.judge(batch), self.judge(self.made(len(batch)).detach())
+        for optimizer, loss in (
+            (judges, lambda: softplus(-true).mean() + softplus(made).mean()),
+            (makers, lambda: softplus(-self.judge(self.made(len(batch)))).mean()),
+        ):
+            optimizer.zero_grad()
+            self.manual_backward(loss())
+            optimizer.step()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/distance", (self.made(1000).mean() - batch.mean()).abs())
+
+    def configure_optimizers(self):
+        return [self.optimizer_of(self.maker), self.optimizer_of(self.judge)]
+
+
 class Other(nn.Module):
     pass
 """
@@ -129,6 +177,20 @@ def test_plain_lightning_classes_are_trained_resumed_tested_and_predict():
     assert [int(row[0]) for row in rows] == list(range(64))
     said = answer("test", "--run_dir", "run", "--trust").out
     assert float(said.split("test_loss")[-1].split()[0]) < 0.1, "it learned the sum, whose variance is 4"
+
+
+def test_two_optimizers_keep_the_splitting_of_weight_decay():
+    """And the run goes on: a GAN by hand, whose optimizer a flag names, and a schedule for both."""
+    names = ["--model", "users_own.Rivals", "--data", "users_own.Points", "--run_dir", "run"]
+    optimizer = ["--model.optimizer", "AdamW", "--model.optimizer.lr", 0.02, "--model.optimizer.weight_decay", 0.01]
+    works("fit", *names, *optimizer, "--trainer.max_epochs", 60)
+    works("fit", *names, "--trainer.max_epochs", 61, "--resume")
+    checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    groups = [[group["weight_decay"] for group in state["param_groups"]] for state in checkpoint["optimizer_states"]]
+    assert groups == [[0.01, 0.0], [0.01, 0.0]]
+    with open("run/metrics.csv", newline="") as file:
+        distances = [float(row["val/distance"]) for row in csv.DictReader(file) if row["val/distance"]]
+    assert min(distances) < 0.5, "it begins 3 away"
 
 
 def test_text_needs_no_table_of_the_data():
