@@ -36,7 +36,7 @@ from scripts.cli.yaml_files import check_yaml
 from scripts.run.checkpoint import checkpoint_config, load_checkpoint, run_config, typed_names
 from scripts.run.folder import RunFolder
 from scripts.run.records import RunCSVLogger, RunRecord, close_log, open_log
-from scripts.run.resume import check_averaging, check_data, optimizer_changes
+from scripts.run.resume import Changes, check_averaging, check_data, optimizer_changes
 from scripts.run.trusted import ONE_CALL
 
 NOISE = (
@@ -65,7 +65,9 @@ class LeemlCLI(LightningCLI):
         self.run, self.output, self.verb = run, output, args[0]
         self.typed_configs = [value for flag, value in pairwise(args) if flag == "--config"]
         known_classes()
-        find_own(typed_names(args, self.typed_configs))
+        words = [word for word in args if not word.startswith("{")]  # what a run's own configuration holds is not typed
+        self.typed = typed_names(words, [config for config in self.typed_configs if not config.startswith("{")])
+        find_own(typed_names(args, self.typed_configs) if trust else self.typed)
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -277,7 +279,9 @@ class LeemlCLI(LightningCLI):
         if checkpoint is not None and path is not None:
             check_averaging(path, checkpoint, self.trainer)
             check_data(path, checkpoint, self.saved_config()["data"])
-            changes = optimizer_changes(path, self.model, self.trust) if isinstance(self.model, HomeworkModule) else []
+            changes: Changes = []
+            if isinstance(self.model, HomeworkModule):
+                changes = optimizer_changes(path, self.model, self.trust, self.typed)
             for record in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(record, RunRecord):
                     record.changes = changes

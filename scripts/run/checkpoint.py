@@ -70,8 +70,18 @@ def checkpoint_config(path: Path, verb: str, typed: Iterable[str], trust: bool) 
     return inline(trusted(config, path, verb, path.parent, trust=trust, typed={*typed}))
 
 
-def from_config(path: Path, flags: Sequence[str], *sections: str, trust: bool = False) -> Namespace:
-    """The objects that sections of a checkpoint's configuration describe: model, data."""
+def from_config(
+    path: Path, flags: Sequence[str], *sections: str, trust: bool = False, typed: Iterable[str] = ()
+) -> Namespace:
+    """The objects that sections of a checkpoint's configuration describe: model, data.
+
+    Args:
+        path: The checkpoint.
+        flags: They change its configuration.
+        sections: Which.
+        trust: Whether classes that are not known may be built.
+        typed: Names that the user has typed elsewhere.
+    """
     parser = ConfigParser(prog="leeml")
     parser.add_argument("--config", action=ActionConfigFile)
     for name, base in {"model": HomeworkModule, "data": HomeworkData}.items():
@@ -79,7 +89,7 @@ def from_config(path: Path, flags: Sequence[str], *sections: str, trust: bool = 
             parser.add_lightning_class_args(base, name, subclass_mode=True)
     stored = load_checkpoint(path)["config"]
     config = {name: stored[name] for name in sections}
-    safe = trusted(config, path, "predict", path.parent, trust=trust, typed=typed_names(flags))
+    safe = trusted(config, path, "predict", path.parent, trust=trust, typed={*typed_names(flags), *typed})
     parsed = parser.parse_args(["--config", inline(safe), *flags])
     check_nulls(parsed)
     return parser.instantiate_classes(parsed)

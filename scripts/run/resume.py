@@ -1,6 +1,6 @@
 """Holds the state of a checkpoint against the flags of --resume: they are applied, or refused in one line."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,19 @@ MOVING = ("params", "lr", "initial_lr", "schedule_step")  # of a param group: wh
 Changes = list[dict[str, Any]]  # for each param group the settings that flags have changed
 
 
-def optimizer_changes(path: Path, model: HomeworkModule, trust: bool) -> Changes:
+def optimizer_changes(path: Path, model: HomeworkModule, trust: bool, typed: Iterable[str]) -> Changes:
     """What the flags say of the optimizer that the run's own configuration did not.
 
     Args:
         path: Of the checkpoint to go on from.
         model: With the flags, and its network built.
         trust: Whether the checkpoint's configuration may name classes that are not known.
+        typed: Names that the user has typed, which are free.
 
     Raises:
         DataError: the state of the checkpoint's optimizer is of no use to the new one, or its class is not known.
     """
-    before, now = from_config(path, (), "model", trust=trust).model.new_optimizer, model.new_optimizer
+    before, now = from_config(path, (), "model", trust=trust, typed=typed).model.new_optimizer, model.new_optimizer
     new = model.configure_optimizers()
     try:
         model.new_optimizer = before
