@@ -311,20 +311,6 @@ def test_smoothing_answers_the_best_path(lengths, seed, window):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"members": 0}, "model.members is 0"),
-        ({"smoothing": -1.0}, "model.smoothing is -1"),
-        ({"dropout": 1.0}, "model.dropout is 1"),
-        ({"label_smoothing": -0.1}, "model.label_smoothing is -0.1"),
-    ],
-)
-def test_wrong_options(options, says):
-    with pytest.raises(MisconfigurationException, match=says):
-        PhonemeClassifier(**options)
-
-
-@pytest.mark.parametrize(
     ("net", "window", "options", "says"),
     [
         (Small, 3, {}, "data.window is 3, but model.net Recurrent needs null"),
@@ -420,19 +406,6 @@ def test_pictures(trained):
     assert top.images[0].get_array().shape == (23, len(x))
     for figure in figures.values():
         figure.savefig(io.BytesIO(), format="png", dpi=40)
-
-
-def test_nothing_is_drawn_before_anything_was_judged():
-    assert classifier().draw() == {}
-    assert classifier().tables() == {}
-
-
-def test_a_rank_without_utterances_takes_part(monkeypatch):
-    module, asked = classifier(), []
-    module._trainer.world_size = 2
-    monkeypatch.setattr(module.confusion, "compute", lambda: asked.append(True) or torch.zeros(CLASSES, CLASSES))
-    assert module.draw().keys() == {"confusion", "class_accuracy"}
-    assert asked == [True]
 
 
 def test_spectrum_undoes_the_cosine_transform():

@@ -5,7 +5,6 @@ import functools
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torchvision.transforms import v2
 
@@ -102,20 +101,6 @@ def test_mixing_trains_on_both_classes(monkeypatch):
     assert min(counts.values()) > 8
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"mixup": -1.0}, "model.mixup"),
-        ({"label_smoothing": 1.0}, "model.label_smoothing"),
-        ({"pseudo_threshold": 1.5}, "model.pseudo_threshold"),
-        ({"net": nn.Linear(2, 2)}, "name the function alone"),
-    ],
-)
-def test_wrong_options(options, says):
-    with pytest.raises(MisconfigurationException, match=says):
-        FoodClassifier(**options)
-
-
 # a real training
 
 
@@ -193,15 +178,6 @@ def test_pictures(trained):
     ((columns, rows),) = module.tables().values()
     assert columns == ["true", "predicted", "probability"]
     assert len(rows) == int(module.confusion.compute().sum())
-
-
-def test_a_rank_without_images_takes_part_and_goes_on_training(monkeypatch):
-    module, asked = classifier(), []
-    module._trainer.world_size = 2
-    monkeypatch.setattr(module.confusion, "compute", lambda: asked.append(True) or torch.zeros(3, 3))
-    assert module.draw() == {}
-    assert asked == [True]
-    assert module.net.training
 
 
 @pytest.mark.parametrize("net", [functools.partial(CNN, channels=(4, 4), hidden=(8,)), ResNet])

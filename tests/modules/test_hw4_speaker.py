@@ -9,7 +9,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn import functional as F
 
@@ -222,19 +221,6 @@ def test_the_margin_is_there_in_training_alone(kind):
         torch.testing.assert_close(loss.compute(), F.nll_loss(plain.log(), batch["y"]))
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"members": 0}, "model.members is 0"),
-        ({"dropout": 1.0}, "model.dropout is 1.0"),
-        ({"label_smoothing": -0.1}, "model.label_smoothing is -0.1"),
-    ],
-)
-def test_wrong_options(options, says):
-    with pytest.raises(MisconfigurationException, match=says):
-        SpeakerClassifier(**options)
-
-
 # pictures
 
 
@@ -327,12 +313,6 @@ def test_pictures(trained):
         assert sum(said == a for _, said in rows) == counts[:, i].sum()
     right = sum(true == said for true, said in rows) / len(rows)
     assert f"of 16 speakers; accuracy of all {right:.3f}" in axes.get_title()
-
-
-def test_nothing_judged_nothing_drawn():
-    module = classifier()
-    assert module.draw() == {}
-    assert module.tables() == {}
 
 
 def test_a_network_without_attention_can_be_drawn():
