@@ -34,6 +34,8 @@ class Figures(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the curves of the run and what the data and the module have to show."""
+        if not _wanted(trainer):
+            return
         figures: dict[str, Figure] = {}
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger):
@@ -57,18 +59,20 @@ class Figures(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what the module predicted."""
-        if isinstance(pl_module, Draws):
+        if isinstance(pl_module, Draws) and _wanted(trainer):
             self._save(trainer, {f"test_{name}": figure for name, figure in pl_module.draw().items()})
 
     def _save(self, trainer: Trainer, figures: dict[str, Figure]) -> None:
-        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
-            return
         folder = Path(trainer.default_root_dir) / "figures"
         for name, figure in figures.items():
             path = folder / f"{name}.png"
             with whole(path) as scratch:
                 figure.savefig(scratch, format="png", dpi=120)
             show(trainer.loggers, name, figure, path, trainer.global_step)
+
+
+def _wanted(trainer: Trainer) -> bool:
+    return trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
 
 
 def show(loggers: Sequence[Any], name: str, figure: Figure, path: Path, step: int) -> None:

@@ -343,7 +343,7 @@ def sample(tmp_path_factory):
 TRAININGS = {
     "windows": ({"net": functools.partial(WindowMLP, hidden=(64,), batch_norm=True)}, {"window": 5, "batch_size": 64}),
     "utterances": (
-        {"net": functools.partial(Recurrent, hidden=32), "members": 2, "augment": [SpecAugment(1, 5, bands=1)]},
+        {"net": functools.partial(Recurrent, hidden=16), "members": 2, "augment": [SpecAugment(1, 5, bands=1)]},
         {"window": None, "batch_size": 400},
     ),
 }
