@@ -48,6 +48,11 @@ def predict_rows(cli: LeemlCLI, loader: Any) -> tuple[np.ndarray, np.ndarray]:
         default_root_dir=cli.trainer.default_root_dir,
     )  # fmt: skip
     batches: Sequence[Any] = quiet.predict(cli.model, dataloaders=loader) or []
+    if not all(isinstance(b, dict) and {"row", "prediction"} <= b.keys() for b in batches):
+        raise DataError(
+            f"{type(cli.model).__name__}.predict_step returns no 'row' and 'prediction', which tell what it says of "
+            "which row; expected {'row': numbers (B,), 'prediction': (B, ...)}"
+        )
     rows = torch.cat([b["row"] for b in batches]).cpu().numpy()
     return rows, torch.cat([b["prediction"] for b in batches]).float().cpu().numpy()
 

@@ -11,13 +11,14 @@ from conftest import answer, works
 from datamodules.files.places import PROJECT
 
 PLAIN = """\
+import numpy
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 from torch.nn.functional import softplus
 from torch.utils.data import DataLoader, TensorDataset
 
-from datamodules.base import HomeworkData
+from datamodules.base import Fold, HomeworkData
 from modules.base import HomeworkModule
 
 
@@ -100,6 +101,30 @@ class Points(HomeworkData):  # around 3, for a module that generates such
     val_dataloader = train_dataloader
 
 
+class Cut(Points):
+    def split(self):
+        return [Fold(numpy.arange(0, 32), numpy.arange(32, 64)), Fold(numpy.arange(32, 64), numpy.arange(0, 32))]
+
+    def labels(self, rows):
+        return rows.tolist(), self.set.numpy()[rows, 0]
+
+    @staticmethod
+    def score(true, predicted):
+        return float(((true - predicted) ** 2).mean())
+
+
+class Bare(Net):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch).square().mean()
+
+    def predict_step(self, batch, batch_idx):
+        return self.net(batch)
+
+
 class Rivals(HomeworkModule):  # a GAN: two optimizers, stepped by hand
     homework, monitor = "points", "val/distance"
 
@@ -177,6 +202,13 @@ def test_plain_lightning_classes_are_trained_resumed_tested_and_predict():
     assert [int(row[0]) for row in rows] == list(range(64))
     said = answer("test", "--run_dir", "run", "--trust").out
     assert float(said.split("test_loss")[-1].split()[0]) < 0.1, "it learned the sum, whose variance is 4"
+
+
+def test_folds_need_predictions_with_their_rows():
+    line = ["kfold", "--model", "users_own.Bare", "--data", "users_own.Cut", "--folds", 2, "--run_dir", "folds"]
+    said = answer(*line, "--trainer.max_epochs", 1)
+    assert said.code == 1
+    assert "Bare.predict_step returns no 'row' and 'prediction'" in said.err
 
 
 def test_two_optimizers_keep_the_splitting_of_weight_decay():
