@@ -30,6 +30,7 @@ import torch
 from callbacks import checkpoints
 from datamodules.generated import write_covid, write_food, write_translation
 from scripts import kfold, study, train, translate  # noqa: F401  # imported once, before forking
+from scripts.cli.config_parser import known_classes
 from scripts.leeml import main as leeml
 from scripts.studies.lab import machine  # noqa: F401
 
@@ -296,7 +297,7 @@ def work_through(number: int, jobs: int, kills: int, until: float, seed: int, wo
     """What each of the jobs does: trials of one scenario after the other, until there are enough kills."""
     torch.set_num_threads(1)
     made = scenarios_of(work)
-    chance, done, turn = random.Random(seed * 1000 + number), 0, number
+    chance, done, turn = random.Random(seed * 1000 + number), 0, number  # jobs share the scenarios out
     while done < kills and time.monotonic() < until:
         scenario = made[turn % len(made)]
         other = work / "undisturbed" / str(turn % len(made))
@@ -355,6 +356,7 @@ def main() -> int:
     work = (own.work or Path(tempfile.mkdtemp(prefix="soak_"))).absolute()
     work.mkdir(parents=True, exist_ok=True)
     os.environ["LEEML_CACHE"] = str(work / "cache")
+    known_classes()
     began = time.monotonic()
     _MADE[work] = [s for s in scenarios(work) if own.only in s.name]
     undisturbed(work)
