@@ -174,6 +174,8 @@ class LastCheckpoint(Checkpoint):
         self._listen_no_more()
         if isinstance(io := trainer.strategy.checkpoint_io, RunCheckpointIO):
             io.drop()
+        if isinstance(self._end, SystemExit) and "DataLoader worker" in str(exception):
+            raise self._end from None  # the signal went to all processes, and those that load data ended at once
 
     def _take_if(self, trainer: Trainer, due: bool) -> None:
         end = self._end is not None

@@ -61,6 +61,21 @@ def test_sigterm_saves_and_the_run_goes_on_exactly(at_step, experiment, sample, 
     assert_same_run(path, trained)
 
 
+def test_sigterm_to_all_processes_of_a_run(often, at_step, experiment, sample, trained, tmp_path):
+    """Its workers end at once, which is no error of theirs."""
+
+    def end():
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    at_step(5, end)
+    said = fit(experiment, sample, tmp_path / "run")
+    assert said.code == 143
+    assert "--resume" in said.err
+    works("fit", "--run_dir", tmp_path / "run", "--resume")
+    assert_same_run(tmp_path / "run", trained)
+
+
 class Killed(BaseException):
     pass
 
