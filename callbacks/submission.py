@@ -1,6 +1,7 @@
 """Writes the course's submission file from what `predict` returns: a table, or lines of text."""
 
 import csv
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,11 +17,19 @@ from callbacks.predictions import Predictions, digest, write_predictions
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV with CRLF line ends, as csv.writer and the course's samples do; it appears whole or not at all."""
+    """Write a CSV with CRLF line ends, as csv.writer and the course's samples do; it appears whole or not at all.
+
+    Raises:
+        MisconfigurationException: a cell is a number that is not finite.
+    """
     with whole(path) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        writer.writerows(rows)
+        for row in rows:
+            for name, cell in zip(header, row, strict=False):
+                if isinstance(cell, float | np.floating) and not math.isfinite(cell):
+                    raise MisconfigurationException(f"{path}: not written, as {name} of row {row[0]} is {cell}")
+            writer.writerow(row)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

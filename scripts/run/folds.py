@@ -65,7 +65,7 @@ class Predictions:
 
 def predictions(part: RunFolder) -> Path:
     """The file of a fold's predictions."""
-    return part.path / "predictions.npz"
+    return part.path / "fold_predictions.npz"
 
 
 def join(parts: Sequence[RunFolder]) -> Predictions:

@@ -1,9 +1,19 @@
 """A run whose numbers leave the finite ones: one line, exit code 1, and nothing kept of it."""
 
+import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import answer, assert_fails, tree, works
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from callbacks.submission import write_csv
 
 
 @pytest.fixture
@@ -50,3 +60,14 @@ def test_a_cell_beyond_float32(experiment, data, tmp_path, column, cell):
     file.write_text("\n".join([*lines[:3], ",".join(cells), *lines[4:]]) + "\n")
     args = ["--config", experiment, "--data.root", data, "--run_dir", tmp_path / "run"]
     assert_fails(tmp_path, "fit", *args, says=[f"{file}:4: column", f"'{cell}'", "float32"])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([math.nan, math.inf, -math.inf]), st.integers(0, 4), st.booleans())
+def test_no_table_holds_what_is_not_finite(value, row, numpy):
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "x.csv"
+        rows = [[n, np.float32(value) if numpy else value] if n == row else [n, 1.5] for n in range(5)]
+        with pytest.raises(MisconfigurationException, match=f"not written, as y of row {row} is"):
+            write_csv(path, ["id", "y"], rows)
+        assert list(path.parent.iterdir()) == []
