@@ -9,35 +9,21 @@ From the folder of this file (--trust: a run may name classes that leeml does no
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules.base import ClassifierData, Fold
-from datamodules.samplers import MemberBatchSampler, ResumableLoader
+from datamodules.samplers import LengthBucketSampler, ResumableLoader
 from modules.base import HomeworkModule
 
 
-class Rows:
-    """Batches by row numbers: x (B, 64) in [0, 1], y (B,), row (B,)."""
-
-    def __init__(self):
-        digits = load_digits()
-        self.x, self.y = torch.from_numpy(digits.data / 16).float(), torch.from_numpy(digits.target)
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, rows):
-        rows = rows.flatten()
-        return {"x": self.x[rows], "y": self.y[rows], "row": rows}
-
-
 class Digits(ClassifierData):
-    """1,797 digits; `facts` are what the module must know of them."""
+    """Batches of pixels (B, 64) in [0, 1], digits (B,) and row numbers (B,)."""
 
     homework = "digits"
 
@@ -45,29 +31,29 @@ class Digits(ClassifierData):
         return Path()
 
     def read_files(self, stage):
-        self.rows = Rows()
-        self.facts = {"pixels": self.rows.x.shape[1], "classes": 10}
+        x, y = load_digits(return_X_y=True)
+        self.set = TensorDataset(torch.from_numpy(x / 16).float(), torch.from_numpy(y), torch.arange(len(y)))
+        self.facts = {"pixels": x.shape[1], "classes": 10}  # what the module must know
 
     def split(self):
-        cut = StratifiedKFold(self.n_folds, shuffle=True, random_state=self.seed).split(self.rows.x, self.rows.y)
-        return [Fold(*part) for part in cut]
+        return [Fold(*rows) for rows in KFold(self.n_folds, shuffle=True, random_state=self.seed).split(self.set)]
 
     def labels(self, rows):
-        return rows.tolist(), self.rows.y.numpy()[rows]
+        return rows.tolist(), self.set.tensors[1].numpy()[rows]
 
-    def train_dataloader(self):
+    def train_dataloader(self):  # 64 rows of length 1 a batch; it resumes exactly, and ranks share the rows
         rows = self.chosen_folds()[0].train
-        return ResumableLoader(self.rows, MemberBatchSampler([rows], 64, self.seed, *self.rank()))
+        return ResumableLoader(self.set, LengthBucketSampler(rows, np.ones(len(rows)), 64, self.seed, *self.rank()))
 
     def _whole(self, rows):
         rank, world = self.rank()
-        return DataLoader(self.rows, sampler=[torch.as_tensor(rows[rank::world])], batch_size=None)
+        return DataLoader(self.set, sampler=[rows[rank::world]], batch_size=None)
 
     def val_dataloader(self):
         return self._whole(self.chosen_folds()[0].val)
 
     def predict_dataloader(self):
-        return self._whole(torch.arange(len(self.rows)))
+        return self._whole(np.arange(len(self.set)))
 
 
 class DigitClassifier(HomeworkModule):
@@ -79,11 +65,13 @@ class DigitClassifier(HomeworkModule):
         self.net = nn.Sequential(nn.Linear(facts["pixels"], 64), nn.ReLU(), nn.Linear(64, facts["classes"]))
 
     def training_step(self, batch, batch_idx):
-        return self.track(F.cross_entropy(self.net(batch["x"]), batch["y"]))
+        x, y, _ = batch
+        return self.track(F.cross_entropy(self.net(x), y))
 
     def validation_step(self, batch, batch_idx):
-        right = (self.net(batch["x"]).argmax(1) == batch["y"]).float().mean()
-        self.log("val/accuracy", right, batch_size=len(batch["y"]), prog_bar=True)
+        x, y, _ = batch
+        self.log("val/accuracy", (self.net(x).argmax(1) == y).float().mean(), batch_size=len(y), prog_bar=True)
 
     def predict_step(self, batch, batch_idx):
-        return {"row": batch["row"], "prediction": self.net(batch["x"]).softmax(1)}
+        x, _, row = batch
+        return {"row": row, "prediction": self.net(x).softmax(1)}
