@@ -1,12 +1,14 @@
 """What the homeworks' LightningDataModules share: where the files lie, folds, and the facts a module must know."""
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from matplotlib.figure import Figure
@@ -33,6 +35,11 @@ class TakesFacts(Protocol):
 
     def expect(self, facts: Facts) -> None:
         """Take them."""
+
+
+def cores() -> int:
+    """Cores that this process may use, which a container or scheduler may have limited."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class HomeworkData(LightningDataModule, ABC):
@@ -244,6 +251,21 @@ class HomeworkData(LightningDataModule, ABC):
                 "set trainer.use_distributed_sampler to false: these loaders share rows out over ranks themselves"
             )
         return self.trainer.global_rank, self.trainer.world_size
+
+    def loading(self, workers: int | None) -> dict[str, Any]:
+        """How a DataLoader makes batches on the CPU: in how many processes, and whether in pinned memory, for a GPU.
+
+        Args:
+            workers: Processes; None: none where the CPU trains too, else the cores that this process may use, shared
+                out over the GPUs of this machine, less one for the training process, and 8 at most.
+        """
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        on_gpu = device.type == "cuda"
+        if workers is None:
+            ranks = getattr(self.trainer, "num_devices", 1) if on_gpu else 1
+            workers = max(0, min(8, cores() // ranks - 1)) if on_gpu else 0
+        more = {"persistent_workers": True, "prefetch_factor": 4} if workers else {}
+        return {"num_workers": workers, "pin_memory": on_gpu, **more}
 
     def model_facts(self) -> Facts | None:
         """The facts of a trained module, which the files at hand must fit."""

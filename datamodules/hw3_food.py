@@ -41,7 +41,8 @@ class FoodData(ClassifierData):
         unlabelled: Unlabelled images for each labelled one in a training batch (semi-supervised training).
         normalise: Bring the channels to mean 0 and deviation 1 of the training images (else to 0 ... 1).
         batch_size: Labelled images of one optimizer step, over all ranks together.
-        workers: Processes that make the batches beside the training; 0 is the training process itself.
+        workers: Processes that make the batches beside the training; 0 is the training process itself; null: none on a
+            CPU, and beside a GPU as many as there are cores (see HomeworkData.loading).
         bad_images: What to do about files that cannot be read: skip them with a warning, or refuse the data.
     """
 
@@ -62,14 +63,14 @@ class FoodData(ClassifierData):
         unlabelled: int = 0,
         normalise: bool = True,
         batch_size: int = 64,
-        workers: int = 0,
+        workers: int | None = None,
         bad_images: Literal["skip", "refuse"] = "skip",
     ) -> None:
         super().__init__(root, dir, edition, folds or 5, fold, seed)
         for name, value in {"image_size": image_size, "batch_size": batch_size}.items():
             if value < 1:
                 raise DataError(f"data.{name} is {value}: expected at least 1")
-        for name, value in {"tta": tta, "unlabelled": unlabelled, "workers": workers}.items():
+        for name, value in {"tta": tta, "unlabelled": unlabelled, "workers": workers or 0}.items():
             if value < 0:
                 raise DataError(f"data.{name} is {value}: expected 0 or more")
         if tta and not augment:
@@ -277,7 +278,7 @@ class FoodData(ClassifierData):
         return ResumableLoader(
             TrainRows(self.pictures, self.targets, self.augment, self.seed, other),
             EpochBatchSampler(tables, self.batch_size, self.seed, rank, world),
-            **self._loading(),
+            **self.loading(self.workers),
         )
 
     def val_dataloader(self) -> DataLoader:
@@ -300,12 +301,7 @@ class FoodData(ClassifierData):
         rank, world = self.rank()
         batches = [part for part in torch.from_numpy(rows[rank::world]).split(self.batch_size) if len(part)]
         judged = JudgedRows(pictures, labels, self.augment, views, self.seed)
-        return DataLoader(judged, sampler=batches, batch_size=None, **self._loading())
-
-    def _loading(self) -> dict[str, Any]:
-        """How batches are made and handed over."""
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return {"num_workers": self.workers, "persistent_workers": self.workers > 0, "pin_memory": on_gpu}
+        return DataLoader(judged, sampler=batches, batch_size=None, **self.loading(self.workers))
 
     def variants(self, count: int) -> Tensor:
         """A training image and `count` augmented versions of it, uint8 (1 + count, 3, S, S), or none."""

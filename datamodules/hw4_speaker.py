@@ -37,8 +37,8 @@ class SpeakerData(ClassifierData):
         train_snr: Lowest and highest signal-to-noise ratio, in decibels, of noise added in training; null: none.
         judge_frames: Judge, in validation and test, only so many frames in the middle (100: a second); null: all.
         judge_snr: Judge with noise of this signal-to-noise ratio; null: none.
-        workers: Processes that make the training batches; 0 is the training process itself. Some are worth it beside a
-            GPU, where noise is added.
+        workers: Processes that make the training batches; 0 is the training process itself; null: none on a
+            CPU, and beside a GPU as many as there are cores (see HomeworkData.loading).
         precision: Of the frames in the map.
     """
 
@@ -58,14 +58,14 @@ class SpeakerData(ClassifierData):
         train_snr: tuple[float, float] | None = None,
         judge_frames: int | None = None,
         judge_snr: float | None = None,
-        workers: int = 0,
+        workers: int | None = None,
         precision: Precision = "float16",
     ) -> None:
         super().__init__(root, dir, edition, folds, fold, seed)
         for name, value in {"segment": segment, "batch_size": batch_size, "judge_frames": judge_frames}.items():
             if value is not None and value < 1:
                 raise DataError(f"data.{name} is {value}: expected at least 1")
-        if workers < 0:
+        if (workers or 0) < 0:
             raise DataError(f"data.workers is {workers}: expected 0 or more")
         if train_snr is not None and train_snr[0] > train_snr[1]:
             raise DataError(f"data.train_snr is {list(train_snr)}: expected the lower ratio first")
@@ -192,7 +192,7 @@ class SpeakerData(ClassifierData):
         rank, world = self.rank()
         data = Crops(self.frames, self.targets, self.segment, self.train_snr, self.seed)
         rows = EpochBatchSampler([self.chosen_folds()[0].train], self.batch_size, self.seed, rank, world)
-        return ResumableLoader(data, rows, num_workers=self.workers, persistent_workers=self.workers > 0)
+        return ResumableLoader(data, rows, **self.loading(self.workers))
 
     def val_dataloader(self) -> DataLoader:
         """The utterances held out."""
@@ -220,7 +220,7 @@ class SpeakerData(ClassifierData):
         buckets = length_buckets(packed.lengths[chosen], JUDGED) if len(chosen) else []
         batches = [torch.from_numpy(np.sort(chosen[bucket])) for bucket in buckets]
         data = Crops(packed, labels, frames, None if snr is None else (snr, snr), self.seed)
-        return DataLoader(data, sampler=batches, batch_size=None)
+        return DataLoader(data, sampler=batches, batch_size=None, **self.loading(0))
 
     # results
 

@@ -54,7 +54,8 @@ class TranslationData(HomeworkData):
         synthetic_only: Train on the synthetic pairs alone, untagged, as on those of `leeml distill`; tokenizer and
             held-out pairs stay those of the real ones.
         tag: Mark the sources of synthetic pairs (Caswell et al. 2019, "Tagged Back-Translation").
-        workers: Processes that make the training batches; 0 is the training process itself.
+        workers: Processes that make the training batches; 0 is the training process itself; null: none on a
+            CPU, and beside a GPU as many as there are cores (see HomeworkData.loading).
         multiple: Padded lengths are multiples of it; 8 suits GPUs and torch.compile.
         quick: Held-out pairs in the fixed subset that is decoded at each validation.
     """
@@ -85,13 +86,13 @@ class TranslationData(HomeworkData):
         synthetic_ratio: float | None = None,
         synthetic_only: bool = False,
         tag: bool = True,
-        workers: int = 0,
+        workers: int | None = None,
         multiple: int = 1,
         quick: int = 500,
     ) -> None:
         super().__init__(root, dir, edition, folds, fold, seed)
         for name, value, least in (
-            ("vocabulary", vocabulary, 300), ("max_length", max_length, 2), ("workers", workers, 0),
+            ("vocabulary", vocabulary, 300), ("max_length", max_length, 2), ("workers", workers or 0, 0),
             ("multiple", multiple, 1), ("quick", quick, 1),
         ):  # fmt: skip
             if value < least:
@@ -373,7 +374,7 @@ class TranslationData(HomeworkData):
         )
         tagged = len(self.real) if self.tag and self.synthetic is not None else None
         data = self._data(self.corpus, tagged)
-        return ResumableLoader(data, sampler, num_workers=self.workers, persistent_workers=self.workers > 0)
+        return ResumableLoader(data, sampler, **self.loading(self.workers))
 
     def val_dataloader(self) -> DataLoader:
         """The held-out pairs, with the lines they are compared with; quick marks the fixed subset."""
@@ -402,7 +403,8 @@ class TranslationData(HomeworkData):
             raise DataError(f"{len(chosen)} pairs to judge cannot be shared out over {world} processes; start fewer")
         chosen = chosen[rank::world]
         buckets = length_buckets(self._padded(np.minimum(corpus.lengths[chosen], self.max_length)), JUDGED)
-        return DataLoader(data, sampler=[torch.from_numpy(np.sort(chosen[b])) for b in buckets], batch_size=None)
+        batches = [torch.from_numpy(np.sort(chosen[b])) for b in buckets]
+        return DataLoader(data, sampler=batches, batch_size=None, **self.loading(0))
 
     # results
 

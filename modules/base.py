@@ -29,6 +29,18 @@ def split_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
     return [p for p in parameters if p not in free], [p for p in parameters if p in free]
 
 
+def unfuse(optimizer: Optimizer) -> None:
+    """Let a fused optimizer take torch's steps over lists instead.
+
+    Fused ones undo fp16's scaling of the loss within their step, so that gradients could not be clipped before it.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        optimizer.defaults["fused"] = None
+        for group in optimizer.param_groups:
+            group["fused"] = None
+
+
 class HomeworkModule(LightningModule):
     """What every homework's module shares. A homework adds `build`, its steps, and, if it likes, `draw` and `tables`.
 
@@ -133,6 +145,9 @@ class HomeworkModule(LightningModule):
             optimizer = self.new_optimizer([{"params": decayed}, {"params": free, "weight_decay": 0.0}])
         for group in optimizer.param_groups if self.learning_rate is not None else ():
             group["lr"] = self.learning_rate
+        trainer: Any = self._trainer  # there is none where optimizers are only looked at
+        if getattr(trainer, "precision", None) == "16-mixed" and trainer.gradient_clip_val:
+            unfuse(optimizer)
         return optimizer
 
     def global_mean(self, total: Tensor, count: int) -> Tensor:
@@ -147,7 +162,7 @@ class HomeworkModule(LightningModule):
         """
         world, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
         if world > 1:
-            everywhere = torch.tensor(float(count), device=self.device)
+            everywhere = torch.full((), float(count), device=self.device)  # no copy to wait for
             counted: Any = self.trainer.strategy.reduce(everywhere, reduce_op="sum")
         else:
             counted = count
@@ -160,9 +175,8 @@ class HomeworkModule(LightningModule):
         """Divide the gradient by what was counted in all accumulated batches."""
         if self._counts:
             scale = self.trainer.accumulate_grad_batches * self._counts[0] / sum(self._counts)
-            for parameter in self.parameters():
-                if parameter.grad is not None:
-                    parameter.grad *= scale
+            grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            torch._foreach_mul_(grads, scale)  # a launch for all of them together
             self._counts = []
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -9,13 +9,15 @@ import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint, RunCheckpointIO
 from callbacks.figures import Figures
@@ -34,7 +36,8 @@ from scripts.cli.mistakes import Parser, UsageError
 from scripts.cli.summary import show_summary
 from scripts.cli.yaml_files import check_yaml
 from scripts.run.checkpoint import checkpoint_config, load_checkpoint, run_config, typed_names
-from scripts.run.folder import RunFolder
+from scripts.run.device import best_precision, use_tensor_cores
+from scripts.run.folder import RunFolder, agreed
 from scripts.run.records import RunCSVLogger, RunRecord, close_log, open_log
 from scripts.run.resume import Changes, check_averaging, check_data, optimizer_changes
 from scripts.run.trusted import ONE_CALL
@@ -79,7 +82,7 @@ class LeemlCLI(LightningCLI):
             seed_everything_default=0,
             load_from_checkpoint_support=False,  # it ties the optimizer to the whole CLI, which EMA would copy
             auto_configure_optimizers=False,
-            trainer_defaults={"use_distributed_sampler": False},
+            trainer_defaults={"use_distributed_sampler": False, "devices": 1},  # more by --trainer.devices or ddp.yaml
             args=args,
         )
 
@@ -108,6 +111,9 @@ class LeemlCLI(LightningCLI):
             "--nonfinite", type=Policy, default="stop", help="What to do about a step whose numbers are not finite."
         )
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        for action in parser._actions:
+            if action.dest == "trainer.precision":  # Lightning knows no "auto"; settle_device does
+                action._typehint = Literal["auto"] | action._typehint  # type: ignore[attr-defined]
         parser.set_defaults(
             {
                 "checkpoint.filename": "best",
@@ -147,6 +153,7 @@ class LeemlCLI(LightningCLI):
                     config.data.init_args[key] = str(Path(value).expanduser().absolute())
         if self.subcommand == "fit":
             settle_wandb(config.trainer.logger, self.run, module.homework if ours else module.__name__)
+        settle_device(config.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks and loggers that every run has."""
@@ -289,6 +296,30 @@ class LeemlCLI(LightningCLI):
             self.run.create()
             self.run.clear(rest=self._resumed() is None)
             open_log(self.run)
+
+
+def settle_device(trainer: Any) -> None:
+    """Choose the precision that "auto" stands for, synchronise batch norms over GPUs, refuse what would stop later.
+
+    Args:
+        trainer: The trainer's configuration; changed in place.
+
+    Raises:
+        MisconfigurationException: gradients cannot be clipped as the configuration wants.
+    """
+    on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if on_gpu:
+        use_tensor_cores()
+        trainer.sync_batchnorm = True  # of one process nothing changes
+    if trainer.precision == "auto":
+        trainer.precision = best_precision(on_gpu)
+        rank_zero_info(f"trainer.precision auto: {trainer.precision}")
+    strategy = trainer.strategy if isinstance(trainer.strategy, str) else getattr(trainer.strategy, "class_path", "")
+    if "fsdp" in strategy.lower() and trainer.gradient_clip_val and trainer.gradient_clip_algorithm != "value":
+        raise MisconfigurationException(
+            f"trainer.strategy {strategy} cannot clip gradients by their norm; use ddp, or say "
+            "--trainer.gradient_clip_algorithm value, or --trainer.gradient_clip_val null"
+        )
 
 
 def settle_wandb(loggers: Any, run: RunFolder, homework: str) -> None:
@@ -443,7 +474,7 @@ def new_run(configs: list[str], suffix: str = "") -> RunFolder:
         return RunFolder(Path(inherited))
     first = Path(configs[0]).absolute() if configs else Path("custom")
     homework = first.parent.name if first.parent.parent.name == "configs" else "custom"
-    return RunFolder.new(homework, first.stem + suffix)
+    return agreed(RunFolder.new(homework, first.stem + suffix))
 
 
 def _no_tips(record: logging.LogRecord) -> bool:

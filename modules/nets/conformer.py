@@ -4,7 +4,10 @@ Masks are (B, T) bool, True = valid: a padded frame is no key of attention, is z
 does not enter the batch statistics, so an utterance's result does not depend on its padding. A stack is `Encoder`.
 """
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,10 +16,34 @@ from modules.nets.dropout import Dropout
 from modules.nets.positions import RelativePositions
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over processes; so is its gradient, as the loss is the sum of what they find."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _summed(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _summed(grads[0])
+
+
+def _summed(x: Tensor) -> Tensor:
+    x = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(x)
+    return x
+
+
+def _of_all(x: Tensor) -> Tensor:
+    total: Any = _Sum.apply(x)
+    return total
+
+
 class MaskedBatchNorm(nn.Module):
     """Batch normalisation (Ioffe & Szegedy 2015) of (B, T, D) over the valid frames of all rows.
 
-    Equal to torch.nn.BatchNorm1d on the valid frames, whose names and defaults it has. Statistics are each process's.
+    Equal to torch.nn.BatchNorm1d on the valid frames, whose names and defaults it has. Where several processes train
+    together, statistics are those of the frames of all, so that two do what one does.
     """
 
     running_mean: Tensor
@@ -41,10 +68,16 @@ class MaskedBatchNorm(nn.Module):
         """Mean and variance (D,) of the valid frames; also moves the running ones."""
         x = x.to(self.running_mean.dtype)  # sums over a batch of bfloat16 lose the variance
         valid = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
-        count = valid.sum().clamp(min=1)
         padded = ~valid.unsqueeze(-1)
-        mean = x.masked_fill(padded, 0.0).sum((0, 1)) / count
-        var = (x - mean).masked_fill(padded, 0.0).square().sum((0, 1)) / count
+        total = x.masked_fill(padded, 0.0).sum((0, 1))
+        if together := dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            *parts, frames = _of_all(torch.cat([total, valid.sum().to(total.dtype).view(1)])).split([len(total), 1])
+            total, count = parts[0], frames.clamp(min=1)
+        else:
+            count = valid.sum().clamp(min=1)
+        mean = total / count
+        squares = (x - mean).masked_fill(padded, 0.0).square().sum((0, 1))
+        var = (_of_all(squares) if together else squares) / count
         with torch.no_grad():
             unbiased = var * (count / (count - 1).clamp(min=1))
             self.running_mean.lerp_(mean, self.momentum)

@@ -140,3 +140,24 @@ class RunFolder:
     def add_scores(self, new: dict[str, Any]) -> None:
         """Put scores beside the earlier ones."""
         write_text(self.scores, json.dumps(self.read_scores() | new, indent=2) + "\n")
+
+
+_STORES: list[Any] = []  # of the meeting point below, which the process group uses later
+
+
+def agreed(run: RunFolder) -> RunFolder:
+    """The folder that rank 0 chose, where torchrun started several processes: each would name its own by the time.
+
+    Of one process, or where the processes are started later by Lightning, it is the folder itself.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world < 2 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return run
+    from torch.distributed.rendezvous import rendezvous
+
+    store, *_ = next(iter(rendezvous("env://", rank, world)))
+    _STORES.append(store)
+    key = f"leeml_run/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    if rank == 0:
+        store.set(key, str(run.path))
+    return RunFolder(Path(store.get(key).decode()))

@@ -1,0 +1,46 @@
+"""What the devices at hand are good for: number formats, and how many of them a run takes."""
+
+import statistics
+import time
+
+import torch
+from torch import nn
+
+PRECISIONS = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
+FASTER = 1.3  # bf16 must be so many times as fast on a CPU: small networks gain less than the one that is timed
+
+
+def use_tensor_cores() -> None:
+    """Let an NVIDIA GPU multiply float32 matrices as TF32, whose 10 bits are enough here; a CPU stays exact."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+
+
+def best_precision(on_gpu: bool) -> str:
+    """What trainer.precision "auto" stands for.
+
+    GPUs of capability 8.0 and more (Ampere) have bfloat16; older ones, as a T4 or P100, have float16 alone, whose
+    loss is scaled. A CPU gets bfloat16 where it is faster by a measurement of a second.
+    """
+    if on_gpu:
+        return "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "16-mixed"
+    return "bf16-mixed" if _faster_in_bf16() else "32-true"
+
+
+def _faster_in_bf16(seconds: float = 1.0) -> bool:
+    """Whether a small network's step is so much faster under autocast on this CPU."""
+    with torch.random.fork_rng(devices=[]):
+        net = nn.Sequential(nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 256))
+        x = torch.randn(512, 256)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        for low, found in times.items():
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                loss = net(x).square().mean()
+            loss.backward()
+            found.append(time.perf_counter() - start)
+    plain, half = (statistics.median(found[1:] or found) for found in times.values())
+    return plain > FASTER * half
