@@ -68,7 +68,9 @@ model:
   class_path: SpeakerClassifier
   init_args:
     optimizer: {class_path: AdamW, init_args: {lr: 0.02, eps: 1.0e-4}} # a smaller eps makes much of rounding errors
-    net: {class_path: modules.nets.frame_encoders.TransformerFrames, init_args: {d_model: 16, d_ff: 16, dropout: 0.0}}
+    net: # whose batch norm takes the frames of both processes
+      class_path: modules.nets.frame_encoders.ConformerFrames
+      init_args: {d_model: 16, d_ff: 16, dropout: 0.0, kernel: 3, relative: false}
     pooling: statistics
     head: {class_path: modules.nets.margin.MarginSoftmax, init_args: {scale: 15.0, margin: 0.1}}
 data:
