@@ -29,16 +29,14 @@ def split_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
     return [p for p in parameters if p not in free], [p for p in parameters if p in free]
 
 
-def unfuse(optimizer: Optimizer) -> None:
-    """Let a fused optimizer take torch's steps over lists instead.
+def allow_clipping(optimizer: Optimizer) -> None:
+    """Let the gradients of a fused optimizer be clipped under mixed precision, which Lightning refuses otherwise.
 
-    Fused ones undo fp16's scaling of the loss within their step, so that gradients could not be clipped before it.
+    Fused optimizers could undo fp16's scaling of the loss within their step, after the clipping; now the scaler does
+    it before, as with other optimizers.
     """
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        optimizer.defaults["fused"] = None
-        for group in optimizer.param_groups:
-            group["fused"] = None
 
 
 class HomeworkModule(LightningModule):
@@ -145,9 +143,8 @@ class HomeworkModule(LightningModule):
             optimizer = self.new_optimizer([{"params": decayed}, {"params": free, "weight_decay": 0.0}])
         for group in optimizer.param_groups if self.learning_rate is not None else ():
             group["lr"] = self.learning_rate
-        trainer: Any = self._trainer  # there is none where optimizers are only looked at
-        if getattr(trainer, "precision", None) == "16-mixed" and trainer.gradient_clip_val:
-            unfuse(optimizer)
+        if getattr(self._trainer, "gradient_clip_val", None):  # there is no trainer where optimizers are only looked at
+            allow_clipping(optimizer)
         return optimizer
 
     def global_mean(self, total: Tensor, count: int) -> Tensor:

@@ -36,7 +36,9 @@ def main(args: list[str]) -> int:
     sink = whole_file(own, models, "\t".join(SIDES) if own.shard is None or own.shard.number == 1 else None)
     path, flags = models[0]
     of_model = [flag for flag in flags if flag.startswith("--model.")]
-    translator = LineTranslator([(path, of_model) for path, _ in models], own.device, own.max_tokens, own.trust)
+    translator = LineTranslator(
+        [(path, of_model) for path, _ in models], own.device, own.max_tokens, own.precision, own.trust
+    )
     of_data = [flag for flag in flags if flag not in of_model]
     data: TranslationData = from_config(path, [*REAL, *of_data], "data", trust=own.trust).data
     data.expect(translator.model.facts)

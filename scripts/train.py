@@ -474,7 +474,8 @@ def new_run(configs: list[str], suffix: str = "") -> RunFolder:
         return RunFolder(Path(inherited))
     first = Path(configs[0]).absolute() if configs else Path("custom")
     homework = first.parent.name if first.parent.parent.name == "configs" else "custom"
-    return agreed(RunFolder.new(homework, first.stem + suffix))
+    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    return agreed(RunFolder.new(homework, first.stem + suffix), rank, world)
 
 
 def _no_tips(record: logging.LogRecord) -> bool:

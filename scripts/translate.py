@@ -43,6 +43,10 @@ def add_options(parser: Parser) -> None:
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
+        "--precision", choices=("auto", "32-true", "bf16-mixed", "16-mixed"), default="auto",
+        help="of the networks (default: mixed as the GPU has it, float32 on a CPU)",
+    )  # fmt: skip
+    parser.add_argument(
         "--shard", type=_shard, metavar="I/N",
         help="only part I of N; under torchrun each process has its own and writes FILE.I. `cat` joins them in order",
     )  # fmt: skip
@@ -122,7 +126,7 @@ def main(args: list[str]) -> int:
     sink: Sink = StandardOutput() if own.output is None else whole_file(own, models, cleaned=own.cleaned)
     countable = own.files and all(stat.S_ISREG(path.stat().st_mode) for path in own.files)
     total = sum(1 for _ in read(own.files)) if countable else None  # and all is known to be UTF-8
-    translator = LineTranslator(models, own.device, own.max_tokens, own.trust)
+    translator = LineTranslator(models, own.device, own.max_tokens, own.precision, own.trust)
     restore = (lambda text: text) if own.cleaned else RESTORE[translator.target]
     try:
         write_all(read(own.files), total, own.shard, translator, sink, lambda line, text: restore(text))

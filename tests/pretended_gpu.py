@@ -354,7 +354,11 @@ class PretendedGPU(TorchDispatchMode):
         self._look(packet, args, kwargs, tensors)
         out = self._compute(func, tree_map(held, args), tree_map(held, self._on_cpu(kwargs)))
         view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
-        if stays and not view and packet not in WITHOUT_KERNEL:
+        # .to("cuda") of what is there already: C++ sees another device, a real one would do nothing
+        nothing = (
+            packet is aten._to_copy and bool(ours) and kwargs.get("dtype") in (None, ours[0].dtype) and bool(wanted)
+        )
+        if stays and not view and not nothing and packet not in WITHOUT_KERNEL:
             self.launch(packet.__name__)
         if packet is aten._pack_padded_sequence:
             return on_device(out[0]), out[1]
@@ -460,6 +464,7 @@ def _changes() -> list[Any]:
     overwrite = torch.__future__
     never: Any = lambda *args, **kwargs: False  # noqa: E731
     nothing: Any = lambda *args, **kwargs: None  # noqa: E731
+    foreach_devices: Any = lambda: ["cuda", "meta"]  # noqa: E731
     always: Any = lambda *args, **kwargs: True  # noqa: E731
     ampere: Any = lambda *args: (8, 0)  # noqa: E731
     no_stats: Any = lambda *args: {}  # noqa: E731
@@ -474,6 +479,8 @@ def _changes() -> list[Any]:
         _setting(torch._C._only_lift_cpu_tensors, torch._C._set_only_lift_cpu_tensors, True),
         torch.backends.cudnn.flags(enabled=False),  # weights of recurrent layers would be laid out for it
         mock.patch.object(torch._C, "_InferenceMode", grad_off),  # wrappers have no version there
+        # groups of tensors by device come from C++, for which these are on "meta"
+        mock.patch.object(foreach, "_get_foreach_kernels_supported_devices", foreach_devices),
         mock.patch.object(torch.cuda, "_lazy_init", nothing),
         mock.patch.object(torch.cuda, "is_bf16_supported", always),
         mock.patch.object(torch.cuda, "manual_seed", nothing),

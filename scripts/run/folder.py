@@ -145,12 +145,11 @@ class RunFolder:
 _STORES: list[Any] = []  # of the meeting point below, which the process group uses later
 
 
-def agreed(run: RunFolder) -> RunFolder:
+def agreed(run: RunFolder, rank: int, world: int) -> RunFolder:
     """The folder that rank 0 chose, where torchrun started several processes: each would name its own by the time.
 
     Of one process, or where the processes are started later by Lightning, it is the folder itself.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world < 2 or "TORCHELASTIC_RUN_ID" not in os.environ:
         return run
     from torch.distributed.rendezvous import rendezvous

@@ -17,6 +17,7 @@ from datamodules.text.cleaning import CLEAN, is_simplified
 from datamodules.text.tokenizer import EOS, PAD, Tokenizer
 from modules.hw5_translation import Translator
 from scripts.run.checkpoint import load_model
+from scripts.run.device import autocast, use_tensor_cores
 from scripts.translation.reading import Line
 
 
@@ -35,6 +36,7 @@ class LineTranslator:
         models: Checkpoints and flags, see `planned`.
         device: auto, cpu or cuda.
         max_tokens: Of a batch: sentences x the longest source.
+        precision: Of the networks' products: auto (see scripts/run/device.py), or as trainer.precision.
         trust: Whether classes that leeml does not know may be built.
 
     Raises:
@@ -42,9 +44,15 @@ class LineTranslator:
     """
 
     def __init__(
-        self, models: Sequence[tuple[Path, Sequence[str]]], device: str, max_tokens: int, trust: bool = False
+        self,
+        models: Sequence[tuple[Path, Sequence[str]]],
+        device: str,
+        max_tokens: int,
+        precision: str = "auto",
+        trust: bool = False,
     ) -> None:
-        self.device, self.max_tokens = _device(device), max_tokens
+        use_tensor_cores()
+        self.device, self.max_tokens, self.precision = _device(device), max_tokens, precision
         loaded = [load_model(path, flags, trust).to(self.device) for path, flags in models]
         paths = [path for path, _ in models]
         self.model, facts = loaded[0], loaded[0].facts
@@ -78,7 +86,9 @@ class LineTranslator:
         for batch in length_buckets(lengths, self.max_tokens) if len(rows) else []:
             chosen = rows[batch].tolist()
             padded = pad_sequence([torch.tensor([*sources[row], EOS]) for row in chosen], True, PAD)
-            for row, text in zip(chosen, self.model.translate(padded.to(self.device)), strict=True):
+            with autocast(self.device, self.precision):
+                texts_of_batch = self.model.translate(padded.to(self.device))
+            for row, text in zip(chosen, texts_of_batch, strict=True):
                 said[row] = text
         return said
 

@@ -274,8 +274,8 @@ def test_models_that_make_no_ensemble(best, monkeypatch):
         def translate(self, source):
             return []
 
-    def load(path, flags):
-        model = load_model(path, flags)
+    def load(path, flags, trust):
+        model = load_model(path, flags, trust)
         model.__class__ = Parallel
         return model
 
