@@ -8,6 +8,9 @@ from torchmetrics import Metric, MetricCollection
 class Compiled(Callback):
     """Compile every network of the module in place, so that the names in its checkpoints stay as they are.
 
+    Batches that CriticalPoint looks at go uncompiled: a compiled network cannot be differentiated twice. Recurrent
+    networks stay as they are: torch would cut them into a dozen graphs, and their layers are single kernels already.
+
     Args:
         mode: See torch.compile.
     """

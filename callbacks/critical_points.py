@@ -26,8 +26,8 @@ class CriticalPoint(Callback):
     Logged: critical/gradient_norm, /lowest and /highest (eigenvalues), and for at most `exact_up_to` parameters
     /minimum_ratio. It works with any module: the loss is the one about to be differentiated, of that batch, with its
     dropout and, where gradients are accumulated, divided by the number of batches; of the training set it tells
-    exactly where one batch holds all of it. The network must be differentiable twice (no fused attention), all its
-    parameters on one device, the loss not scaled (no 16-mixed).
+    exactly where one batch holds all of it. A compiled network works uncompiled in that batch. The network must be
+    differentiable twice (no fused attention), all its parameters on one device, the loss not scaled (no 16-mixed).
 
     Args:
         every_n_epochs: 1 looks in every epoch.
@@ -65,9 +65,20 @@ class CriticalPoint(Callback):
                 "CriticalPoint cannot be used with trainer.precision 16-mixed; use bf16-mixed"
             )
 
+    def _looks(self, trainer: Trainer) -> bool:
+        return trainer.is_last_batch and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Leave compiled networks aside in the batch to look at: they cannot be differentiated twice."""
+        torch.compiler.set_stance("force_eager" if self._looks(trainer) else "default")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave torch as it was."""
+        torch.compiler.set_stance("default")
+
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Measure, while the graph of the loss is there."""
-        if not (trainer.is_last_batch and (trainer.current_epoch + 1) % self.every_n_epochs == 0):
+        if not self._looks(trainer):
             return
         parameters = [p for p in pl_module.parameters() if p.requires_grad]
         gradient, product = hessian_product(loss, parameters)
@@ -91,6 +102,7 @@ class CriticalPoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Make the step out of the saddle, if there is one to make."""
+        torch.compiler.set_stance("default")
         if self._move is None:
             return
         parameters = [p for p in pl_module.parameters() if p.requires_grad]

@@ -37,6 +37,9 @@ class Recurrent(nn.Module):
         self.out = hidden * (2 if bidirectional else 1)
         """Width of the output."""
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: torch.compile breaks its graph at every recurrent layer, which is a single kernel already."""
+
     def run(self, x: Tensor, mask: Tensor | None = None, hidden: Any = None) -> tuple[Tensor, Any]:
         """Outputs (B, T, out) as `forward` gives them, and torch's state of all layers after each sequence's own end.
 

@@ -1,5 +1,7 @@
 """The course's translator: a bidirectional GRU, attention and a GRU (Bahdanau et al. 2015, arXiv 1409.0473)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -85,6 +87,9 @@ class RecurrentSeq2Seq(Seq2Seq):
         if isinstance(part, nn.RNNBase):
             for parameter in part.parameters():
                 nn.init.uniform_(parameter, -0.1, 0.1)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: torch.compile makes a dozen graphs of the recurrent layers, and none of them is faster."""
 
     def encode(self, source: Tensor, mask: Tensor | None = None) -> Memory:
         """Source tokens (B, S) and which of them are valid (B, S)."""

@@ -213,3 +213,15 @@ def test_looking_changes_nothing():
 def test_wrong_settings_are_named(wrong):
     with pytest.raises(MisconfigurationException, match=next(iter(wrong))):
         CriticalPoint(**wrong)
+
+
+def test_a_compiled_network_is_seen_as_the_plain_one_is():
+    seen = []
+    for compiled in (False, True):
+        module = Net()
+        if compiled:
+            module.net.compile(backend="aot_eager")
+        torch.manual_seed(1)
+        seen.append({k: float(v) for k, v in fit(module, CriticalPoint(), epochs=2).callback_metrics.items()})
+    assert seen[0] == pytest.approx(seen[1], rel=1e-4)
+    assert "critical/lowest" in seen[0]
