@@ -140,6 +140,8 @@ def _header(path: Path, header: list[str]) -> tuple[list[str], list[str], int, b
         header = header or [""]
         raise DataError(f"{path}:1: the first column is {header[0][:40]!r}, expected 'id' (and commas between columns)")
     names = [name.strip() for name in header[1:]]
+    if "" in names:
+        raise DataError(f"{path}:1: column {names.index('') + 2} has no name; name it, or take the column out")
     if len(set(names)) == len(names) and TARGET in names:  # later days are told apart as pandas does: cli.1, cli.2
         first = names[: names.index(TARGET) + 1]
         bare = [re.sub(r"\.\d+$", "", name) for name in names]
