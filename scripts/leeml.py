@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from datamodules.files.places import cache_folder
+
 TERMINATED = 128 + signal.SIGTERM
 
 SUBCOMMANDS = {
@@ -38,7 +40,7 @@ More: leeml --help, leeml fit --help, docs/commands.md"""
 
 
 REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space and run it again"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space and run it again"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions or choose another place"),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is in the way of a folder, choose another place"),
     errno.EISDIR: "a folder is in the way of a file, choose another name",
@@ -59,7 +61,9 @@ def explain(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in REMEDIES:
         where = error.filename2 or error.filename or "while writing"
-        return f"{where}: {os.strerror(error.errno).lower()}; {REMEDIES[error.errno]}"
+        in_cache = str(where).startswith(f"{cache_folder()}{os.sep}")
+        hint = " (the cache: LEEML_CACHE names another folder)" if in_cache else ""
+        return f"{where}: {os.strerror(error.errno).lower()}; {REMEDIES[error.errno]}{hint}"
     if str(error).startswith("Early stopping conditioned on metric"):
         return f"{error}; let the validation run, or remove EarlyStopping"
     if error.__cause__ is not None:

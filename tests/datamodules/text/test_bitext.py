@@ -105,3 +105,13 @@ class TestBadFiles:
         write(tmp_path / "a.tsv", ["id\ten\tzh", "1\ta\t一", "2\tb"])
         with pytest.raises(DataError, match=r"a\.tsv, line 3: 2 columns, expected at least 3"):
             read_bitext(find_bitext(tmp_path, "a.tsv"))
+
+
+def test_the_monolingual_corpus_goes_by_its_published_name(tmp_path: Path) -> None:
+    name = "ted_zh_corpus.deduped"
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress("一\n二\n".encode()))
+    assert find_bitext(tmp_path, name, alone=True) == (None, None)
+    (tmp_path / f"{name}.en").write_text("one\ntwo\n")
+    assert find_bitext(tmp_path, name) == (tmp_path / f"{name}.en", None)
+    bitext = find_bitext(tmp_path, name, alone=True)
+    assert read_bitext(bitext) == (["one", "two"], ["一", "二"], 1)
