@@ -120,6 +120,6 @@ class Submission(BasePredictionWriter):
             )
         header, rows = table(trainer.datamodule, values)  # type: ignore[attr-defined]
         if not dry:
+            write_csv(self.path or folder / "submission.csv", header, rows)
             kept = Predictions(np.arange(len(values)), values, digest(row[0] for row in rows))
             write_predictions(folder / "predictions.npz", kept)
-            write_csv(self.path or folder / "submission.csv", header, rows)
