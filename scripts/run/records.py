@@ -121,10 +121,24 @@ class _Metrics(ExperimentWriter):
                 self._cut = True
                 if os.path.isfile(self.metrics_file_path):
                     self._write([row for row in self._rows() if int(row["step"]) < self._first])
-            super().save()
+            self._append()
         except OSError as error:
             error.filename = error.filename or self.metrics_file_path
             raise
+
+    def _append(self) -> None:
+        """As Lightning's, with one kind of line end."""
+        if not self.metrics:
+            return
+        there = os.path.isfile(self.metrics_file_path)
+        if self._record_new_keys() and there:
+            self._rewrite_with_new_header(self.metrics_keys)
+        with open(self.metrics_file_path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.metrics_keys, lineterminator="\n")
+            if not there:
+                writer.writeheader()
+            writer.writerows(self.metrics)
+        self.metrics = []
 
     def _rows(self) -> list[dict[str, str]]:
         lines = Path(self.metrics_file_path).read_text().splitlines(keepends=True)

@@ -45,7 +45,7 @@ def weights(path):
 def assert_same_run(path, other):
     for (name, a), b in zip(weights(path).items(), weights(other).values(), strict=True):
         assert torch.equal(a, b), name
-    assert (path / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
+    assert (path / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
 
 
 # of 8 steps, 4 an epoch: in the first epoch, its last step, in the last epoch
@@ -240,7 +240,7 @@ def assert_same_folds(path, other):
     for name in ("out_of_fold.csv", "submission.csv", "scores.json"):
         assert (path / name).read_bytes() == (other / name).read_bytes(), name
     for metrics in other.rglob("metrics.csv"):
-        assert (path / metrics.relative_to(other)).read_text() == metrics.read_text()
+        assert (path / metrics.relative_to(other)).read_bytes() == metrics.read_bytes()
 
 
 @pytest.mark.parametrize("way", ["one_by_one", "pass"])
