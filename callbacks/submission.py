@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from callbacks.files import whole
 from callbacks.predictions import Predictions, digest, write_predictions
@@ -122,4 +123,7 @@ class Submission(BasePredictionWriter):
         if not dry:
             write_csv(self.path or folder / "submission.csv", header, rows)
             kept = Predictions(np.arange(len(values)), values, digest(row[0] for row in rows))
-            write_predictions(folder / "predictions.npz", kept)
+            try:
+                write_predictions(folder / "predictions.npz", kept)
+            except OSError as error:  # the submission is there, and an ensemble can predict again
+                rank_zero_warn(f"{folder}: predictions.npz was not kept ({error.strerror})")

@@ -2,9 +2,10 @@
 
 import netrc
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 import yaml
@@ -45,6 +46,27 @@ def log_best(run: Any, keeper: ModelCheckpoint) -> None:
         artifact = Artifact(f"model-{run.id}", type="model", metadata={"monitor": keeper.monitor, "score": score})
         artifact.add_file(str(path), skip_cache=True)
         run.log_artifact(artifact, aliases=["best"])
+
+
+def log_scores(config: Mapping[str, Any], folder: Path, scores: Mapping[str, float]) -> None:
+    """Put scores into the summary of the W&B run that a fit began; does nothing where it logged to none.
+
+    Args:
+        config: The fit's resolved configuration.
+        folder: Where an offline part of the run goes.
+        scores: By name.
+    """
+    loggers = config["trainer"].get("logger")
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if not isinstance(logger, Mapping) or not str(logger.get("class_path", "")).endswith("WandbLogger"):
+            continue
+        import wandb
+
+        given = logger["init_args"]
+        mode: Literal["offline"] | None = None if has_key() else "offline"
+        which = {key: given.get(key) for key in ("id", "project", "entity", "name", "group")}
+        with wandb.init(**which, resume="allow", dir=folder, mode=mode, reinit="finish_previous") as run:
+            run.summary.update(dict(scores))
 
 
 class WandbRecord(Callback):

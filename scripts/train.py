@@ -4,11 +4,13 @@ import difflib
 import importlib
 import logging
 import os
+import secrets
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,7 +27,7 @@ from callbacks.finite import FiniteNumbers, NotFiniteError, Policy
 from callbacks.progress import RunProgress
 from callbacks.samples import Samples
 from callbacks.submission import Submission
-from callbacks.wandb_record import has_key
+from callbacks.wandb_record import has_key, log_scores
 from datamodules.base import HomeworkData
 from datamodules.errors import DataError
 from datamodules.files.places import PROJECT
@@ -34,7 +36,7 @@ from scripts.cli.config_parser import ConfigParser, check_nulls, find_own, known
 from scripts.cli.lightning_features import check_trainer, explain_callback, listed
 from scripts.cli.mistakes import Parser, UsageError
 from scripts.cli.summary import show_summary
-from scripts.cli.yaml_files import check_yaml
+from scripts.cli.yaml_files import check_yaml, read_yaml
 from scripts.run.checkpoint import checkpoint_config, load_checkpoint, run_config, typed_names
 from scripts.run.device import best_precision, use_tensor_cores
 from scripts.run.folder import RunFolder, agreed
@@ -49,6 +51,9 @@ NOISE = (
     "Couldn't infer",
     "The dirpath",
 )
+
+
+WANDB_NAMES: dict[str, Any] = {"name": str, "group": str, "tags": list[str], "notes": str}
 
 
 class LeemlCLI(LightningCLI):
@@ -110,6 +115,8 @@ class LeemlCLI(LightningCLI):
         parser.add_argument(
             "--nonfinite", type=Policy, default="stop", help="What to do about a step whose numbers are not finite."
         )
+        for key, kind in WANDB_NAMES.items():
+            parser.add_argument(f"--wandb.{key}", type=kind | None, help=f"{key.capitalize()} of the W&B run.")
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         for action in parser._actions:
             if action.dest == "trainer.precision":  # Lightning knows no "auto"; settle_device does
@@ -152,7 +159,8 @@ class LeemlCLI(LightningCLI):
                 if value := config.data.init_args.get(key):
                     config.data.init_args[key] = str(Path(value).expanduser().absolute())
         if self.subcommand == "fit":
-            settle_wandb(config.trainer.logger, self.run, module.homework if ours else module.__name__)
+            names = {key: config.pop(f"wandb.{key}") for key in WANDB_NAMES}
+            settle_wandb(config.trainer.logger, self.run, module.homework if ours else module.__name__, names)
         settle_device(config.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -322,23 +330,31 @@ def settle_device(trainer: Any) -> None:
         )
 
 
-def settle_wandb(loggers: Any, run: RunFolder, homework: str) -> None:
-    """Give every WandbLogger the run's folder and names where nothing else is said; offline where there is no key.
+def settle_wandb(loggers: Any, run: RunFolder, homework: str, names: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Give every WandbLogger the run's folder, its id and names; offline where there is no key.
+
+    The id stands in config.yaml, so that a resumed run, and the scores of `leeml test`, belong to the same W&B run.
 
     Args:
         loggers: trainer.logger of the configuration; changed in place.
         run: The run's folder. Where a run is resumed, its config names the folder it had then: that is replaced.
-        homework: Group of the run.
+        homework: Group of the run, where nothing else is said.
+        names: Of the flags --wandb.name, group, tags and notes those that were typed.
     """
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if not getattr(logger, "class_path", "").endswith("WandbLogger"):
             continue
-        init = logger.init_args
-        if init.save_dir in (None, ".") or run.config.is_file():
+        init, resumed = logger.init_args, run.config.is_file()
+        if init.save_dir in (None, ".") or resumed:
             init.save_dir = str(run.path)
+        if not (resumed and init.id):  # a config that is used again begins another W&B run
+            init.id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
         init.project = init.project or os.environ.get("WANDB_PROJECT", "leeml")
-        init.name = init.name or os.environ.get("WANDB_NAME", run.path.name)
-        init.group = init.get("group") or os.environ.get("WANDB_RUN_GROUP", homework)
+        init.name = names.get("name") or init.name or os.environ.get("WANDB_NAME", run.path.name)
+        init.group = names.get("group") or init.get("group") or os.environ.get("WANDB_RUN_GROUP", homework)
+        for key in ("tags", "notes"):
+            if names.get(key):
+                init[key] = names[key]
         os.environ["WANDB_DATA_DIR"] = str(run.path / "wandb")  # artifacts wait here for their upload
         os.environ["WANDB_CACHE_DIR"] = str(run.path)  # wandb adds a folder wandb
         if not has_key() and os.environ.setdefault("WANDB_MODE", "offline") == "online":
@@ -554,12 +570,14 @@ def main(args: list[str]) -> int:
     Raises:
         UsageError: several runs where one is wanted.
     """
-    if sum(arg.split("=")[0] == "--run_dir" for arg in args) > 1:
+    if args[0] in ("validate", "test") and sum(arg.split("=")[0] == "--run_dir" for arg in args) > 1:
         raise UsageError(f"{args[0]} takes one --run_dir; several runs predict together: leeml ensemble RUN RUN ...")
     cli = run_cli(args)
     if cli.subcommand is None or not cli.trainer.is_global_zero or cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
         return 0
-    show_summary(cli.subcommand, cli.trainer, cli.datamodule, cli.run, cli.output)
+    scores = show_summary(cli.subcommand, cli.trainer, cli.datamodule, cli.run, cli.output)
+    if cli.subcommand == "test" and cli.run.config.is_file():
+        log_scores(read_yaml(cli.run.config), cli.run.path, scores)
     return 0
 
 

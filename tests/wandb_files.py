@@ -27,7 +27,13 @@ def read_run(folder: Path) -> list[Record]:
     wandb 0.31 has its reader in Go only. The file is LevelDB's log: blocks of 32 KiB with pieces of records, each
     under its CRC-32, length and kind (1 whole, 2 first, 3 middle, 4 last); records are wandb's own protobuf.
     """
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    (part,) = folder.glob("wandb/offline-run-*")
+    return read_part(part)
+
+
+def read_part(folder: Path) -> list[Record]:
+    """Records of the one offline run in a folder offline-run-..."""
+    (path,) = folder.glob("*.wandb")
     data = path.read_bytes()
     assert data[:4] == b":W&B"
     records, whole, at = [], b"", 7

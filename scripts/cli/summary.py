@@ -22,8 +22,10 @@ def collect(subcommand: str, trainer: Trainer) -> dict[str, Any]:
 
 def show_summary(
     subcommand: str, trainer: Trainer, data: LightningDataModule, run: RunFolder, output: str | None
-) -> None:
-    """Print scores, baselines and files of the run; scores of earlier calls are remembered in scores.json.
+) -> dict[str, Any]:
+    """Print scores, baselines and files of the run, and return the scores of this call.
+
+    Scores of earlier calls are remembered in scores.json.
 
     Args:
         subcommand: fit, validate, test or predict.
@@ -52,3 +54,4 @@ def show_summary(
     print()
     for name, text in rows:
         print(f"  {name:<{width}}  {text}")
+    return scores

@@ -13,7 +13,7 @@ import torch
 import wandb
 import yaml
 from jsonargparse import Namespace
-from wandb_files import artifacts_of, config_of, history_of, read_run, without_account
+from wandb_files import artifacts_of, config_of, history_of, read_part, read_run, without_account
 
 from callbacks.wandb_record import has_key
 from datamodules.files.places import PROJECT
@@ -142,6 +142,28 @@ def test_nothing_outside_the_run_folder(offline: Path, data: Path) -> None:
     assert {p.name for p in data.rglob("*.*")} == {"covid.train.csv", "covid.test.csv"}
 
 
+def run_records(folder: Path) -> list[Any]:
+    """What each part of the W&B run in a folder says of itself, in the order in which they were written."""
+    parts = sorted(folder.glob("wandb/offline-run-*"), key=lambda path: path.stat().st_mtime_ns)
+    return [next(r.run for r in read_part(part) if r.WhichOneof("record_type") == "run") for part in parts]
+
+
+@pytest.mark.usefixtures("nobody")
+def test_resume_and_test_belong_to_one_wandb_run(offline: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(offline, moved)
+    flags = ["--wandb.tags", "[a, b]", "--wandb.notes", "longer"]
+    assert fit("--run_dir", str(moved), "--resume", "--trainer.max_epochs", "4", *flags) == 0
+    assert main(["test", "--run_dir", str(moved)]) == 0
+    wandb.teardown()
+    first, resumed, tested = run_records(moved)
+    assert first.run_id == resumed.run_id == tested.run_id
+    assert (list(resumed.tags), resumed.notes) == (["a", "b"], "longer")
+    last = sorted(moved.glob("wandb/offline-run-*"), key=lambda path: path.stat().st_mtime_ns)[-1]
+    summary = {u.key: u.value_json for r in read_part(last) for u in r.summary.update}
+    assert float(summary["test/mse"]) == pytest.approx(json.loads((moved / "scores.json").read_text())["test/mse"])
+
+
 @pytest.mark.usefixtures("nobody")
 def test_resumed_run_writes_where_it_lies_now(offline: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
@@ -225,7 +247,7 @@ def test_what_the_config_says_is_kept(tmp_path: Path) -> None:
     given = {"save_dir": str(tmp_path), "project": "p", "name": "n", "group": "g"}
     logger = wandb_logger(**given)
     settle_wandb([logger], RunFolder(tmp_path / "run"), "hw1_covid")
-    assert logger.init_args.as_dict() == given
+    assert logger.init_args.as_dict() == {**given, "id": logger.init_args.id}
 
 
 @pytest.mark.usefixtures("nobody")

@@ -300,7 +300,7 @@ def test_no_experiment(tmp_path, verb):
         (["predict_"], "did you mean 'predict'?"),
         (["zzz"], "leeml --help"),
         (["data", "smaple", "hw1_covid"], "did you mean sample?"),
-        (["data"], "verb"),
+        (["data"], "action"),
         (["data", "sample"], "homework"),
         (["data", "sample", "hw1_covd"], "did you mean hw1_covid?"),
         (["data", "fetch", "hw77"], "hw1_covid"),
