@@ -33,7 +33,7 @@ from modules.translation.scores import CorpusScore
 from modules.translation.search import beam_search
 from scripts.benches.tools import empty_cache, medians
 from scripts.cli.summary import collect
-from scripts.run.checkpoint import from_config, load_model
+from scripts.run.checkpoint import from_config, load_translator
 from scripts.run.folder import RunFolder
 from scripts.train import run_cli
 
@@ -374,7 +374,7 @@ def decoding(root: Path | None, runs: Sequence[Path], repeats: int, trust: bool 
         trust: Whether the runs may use classes that leeml does not know.
     """
     paths = [RunFolder(run).checkpoint("best") for run in runs]
-    models = {str(run): load_model(path, trust=trust) for run, path in zip(runs, paths, strict=True)}
+    models = {str(run): load_translator(path, trust=trust) for run, path in zip(runs, paths, strict=True)}
     facts = [model.facts for model in models.values()]
     for named, other in zip(runs, facts, strict=True):
         if other["target"] != facts[0]["target"]:

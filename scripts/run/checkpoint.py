@@ -96,7 +96,7 @@ def from_config(
 
 
 def load_model(path: Path, flags: Sequence[str] = (), trust: bool = False) -> Any:
-    """A trained module, from its checkpoint alone.
+    """A trained module of any homework, from its checkpoint alone, in eval mode.
 
     Args:
         path: The checkpoint.
@@ -104,12 +104,9 @@ def load_model(path: Path, flags: Sequence[str] = (), trust: bool = False) -> An
         trust: Whether classes that are not known may be built.
 
     Raises:
-        DataError: it is no checkpoint, of a homework that does not translate, not of this version, or it names classes
-            that are not trusted.
+        DataError: it is no checkpoint, not of this version, or it names classes that are not trusted.
     """
     checkpoint = load_checkpoint(path)
-    if checkpoint["homework"] != Translator.homework:
-        raise DataError(f"{path}: of {checkpoint['homework']}, which translates nothing; name a run of HW5")
     model = from_config(path, flags, "model", trust=trust).model
     try:
         model.on_load_checkpoint(checkpoint)
@@ -118,3 +115,11 @@ def load_model(path: Path, flags: Sequence[str] = (), trust: bool = False) -> An
         first = str(error).split(", ")[0]  # of many parameters
         raise DataError(f"{path}: does not fit its configuration, or what --model flags made of it: {first}") from error
     return model.eval()
+
+
+def load_translator(path: Path, flags: Sequence[str] = (), trust: bool = False) -> Any:
+    """As `load_model`, and refuses a checkpoint of a homework that does not translate."""
+    homework = load_checkpoint(path)["homework"]
+    if homework != Translator.homework:
+        raise DataError(f"{path}: of {homework}, which translates nothing; name a run of HW5")
+    return load_model(path, flags, trust)

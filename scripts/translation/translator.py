@@ -16,7 +16,7 @@ from datamodules.samplers import length_buckets
 from datamodules.text.cleaning import CLEAN, is_simplified
 from datamodules.text.tokenizer import EOS, PAD, Tokenizer
 from modules.hw5_translation import Translator
-from scripts.run.checkpoint import load_model
+from scripts.run.checkpoint import load_translator
 from scripts.run.device import autocast, use_tensor_cores
 from scripts.translation.reading import Line
 
@@ -53,7 +53,7 @@ class LineTranslator:
     ) -> None:
         use_tensor_cores()
         self.device, self.max_tokens, self.precision = _device(device), max_tokens, precision
-        loaded = [load_model(path, flags, trust).to(self.device) for path, flags in models]
+        loaded = [load_translator(path, flags, trust).to(self.device) for path, flags in models]
         paths = [path for path, _ in models]
         self.model, facts = loaded[0], loaded[0].facts
         for path, other in zip(paths[1:], loaded[1:], strict=True):

@@ -23,7 +23,7 @@ from modules.hw5_translation import Translator
 from modules.translation.detokenize import RESTORE
 from scripts import translate
 from scripts.cli.mistakes import Parser
-from scripts.run.checkpoint import load_model
+from scripts.run.checkpoint import load_translator
 from scripts.translation import chunks, translator
 from scripts.translation.chunks import CHUNK, Shard, write_all
 from scripts.translation.reading import Line, read
@@ -174,12 +174,12 @@ def test_it_says_what_predict_says(root, run, best, english, tmp_path, monkeypat
 def test_flags_reach_the_model(best):
     given = translate.parse(translate_parser(), ["translate", "--ckpt_path", str(best), "--beam", "3"])
     (model,) = translate.planned(*given)
-    assert load_model(*model).beam == 3
+    assert load_translator(*model).beam == 3
     given = translate.parse(
         translate_parser(), ["translate", "--ckpt_path", str(best), "--model.beam", "4", "--length_penalty", "0.5"]
     )
     (model,) = translate.planned(*given)
-    assert (load_model(*model).beam, load_model(*model).length_penalty) == (4, 0.5)
+    assert (load_translator(*model).beam, load_translator(*model).length_penalty) == (4, 0.5)
 
 
 def translate_parser():
@@ -275,11 +275,11 @@ def test_models_that_make_no_ensemble(best, monkeypatch):
             return []
 
     def load(path, flags, trust):
-        model = load_model(path, flags, trust)
+        model = load_translator(path, flags, trust)
         model.__class__ = Parallel
         return model
 
-    monkeypatch.setattr(translator, "load_model", load)
+    monkeypatch.setattr(translator, "load_translator", load)
     LineTranslator([(best, [])], "cpu", 99)
     with pytest.raises(DataError, match="only models that say word after word make an ensemble"):
         LineTranslator([(best, []), (best, [])], "cpu", 99)
