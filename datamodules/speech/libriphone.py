@@ -26,7 +26,7 @@ from datamodules.files.reading import GB, in_words, read_text, require_regular
 from datamodules.files.staging import move_all, staging
 from datamodules.files.walk import Account, by_ending, files_below
 from datamodules.speech import Part, audio, phones
-from datamodules.speech.speakers import describe, parts_joined, speakers_of
+from datamodules.speech.speakers import describe, parts_joined, parts_mixed, speakers_of
 from datamodules.speech.tensor_file import read_tensor
 
 WIDTH = 39  # features a frame
@@ -458,6 +458,6 @@ def _find(source: Path, level: int | None) -> tuple[list[_Recording], list[str]]
     taken = {*sounds, *alignments.values()}
     for ending, left in by_ending([path for path in below.files if path not in taken]).items():
         account.leave(f"no sounds or alignments ({ending or 'no ending'})", [path.relative_to(source) for path in left])
-    joined = parts_joined(paths, of)
-    notes = [*([describe(of, how)] if any(of) else []), str(account), *([joined] if joined else [])]
+    notes = [describe(of, how)] if any(of) else []
+    notes += [str(account), *filter(None, (parts_joined(paths, of), parts_mixed(paths)))]
     return list(found.values()), notes

@@ -268,8 +268,8 @@ def _walked(homes: Sequence[Path], part: Part, level: int | None) -> tuple[list[
     for ending, paths in by_ending(others).items():
         account.leave(f"no sounds ({ending or 'no ending'})", _within(paths, homes))
     recordings = [_Recording(found[name], name, speaker) for name, speaker in zip(names, of, strict=True)]
-    joined = None if table else speakers.parts_joined(names, of)
-    return recordings, [*_notes(account, recordings, how), *([joined] if joined else [])]
+    more = () if table else (speakers.parts_joined(names, of), speakers.parts_mixed(names))
+    return recordings, [*_notes(account, recordings, how), *filter(None, more)]
 
 
 def _notes(account: Account, recordings: Sequence[_Recording], how: str) -> list[str]:

@@ -186,6 +186,15 @@ def parts_joined(names: Sequence[str], speakers: Sequence[str | None]) -> str | 
     )
 
 
+def parts_mixed(names: Sequence[str]) -> str | None:
+    """A line where recordings of train and of test folders are taken together; else None."""
+    folders = {name for path in names for name in PurePosixPath(path).parent.parts}
+    train, test = (sorted(f for f in folders if f.lower().startswith(kind)) for kind in ("train", "test"))
+    if not (train and test and PARTS.fullmatch(train[0]) and PARTS.fullmatch(test[0])):
+        return None
+    return f"{train[0]}/ and {test[0]}/ are taken together; name one of them with --source to keep them apart"
+
+
 class Table(NamedTuple):
     """Common Voice's tables: the folder they lie in, the speaker of each clip's name, the tables' names."""
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules.errors import DataError
-from datamodules.speech.speakers import describe, parts_joined, read_tables, speakers_of
+from datamodules.speech.speakers import describe, parts_joined, parts_mixed, read_tables, speakers_of
 
 LAYOUTS = {
     "VoxCeleb": {
@@ -103,6 +103,12 @@ def test_the_line(tmp_path: Path) -> None:
     line = describe(["b"] * 120 + ["a"] * 7 + ["x" * 128], "how")
     assert line == "3 speakers: a (7 recordings), b (120 recordings), xxxxxxxxxxxx… (1 recordings) (how)"
     assert describe([str(n) for n in range(9)], "how").endswith("4 (1 recordings), and 4 more (how)")
+
+
+def test_train_and_test_taken_together_are_said() -> None:
+    line = parts_mixed(["TRAIN/DR1/FCJF0/SA1.WAV", "TEST/DR1/FAKS0/SA1.WAV"]) or ""
+    assert line.startswith("TRAIN/ and TEST/ are taken together; name one of them with --source")
+    assert parts_mixed(["train-clean-100/19/198/19-198-0.flac", "trainer/x.wav"]) is None
 
 
 def test_common_voice(tmp_path: Path) -> None:
