@@ -24,9 +24,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint, RunCheckpointIO
 from callbacks.figures import Figures
 from callbacks.finite import FiniteNumbers, NotFiniteError, Policy
+from callbacks.memory import MemoryNeeded
 from callbacks.progress import RunProgress
 from callbacks.samples import Samples
 from callbacks.submission import Submission
+from callbacks.time_spent import TimeSpent
 from callbacks.wandb_record import has_key, log_scores
 from datamodules.base import HomeworkData
 from datamodules.errors import DataError
@@ -186,6 +188,8 @@ class LeemlCLI(LightningCLI):
             always += [
                 RunRecord(self.run, self.saved_config(), self._resumed(), self.typed_configs),
                 Samples(),
+                TimeSpent(),
+                *([MemoryNeeded()] if given.get("fast_dev_run") else []),
                 *([LearningRateMonitor("step")] if loggers else []),
             ]
             given["plugins"] = [*listed(given.get("plugins")), RunCheckpointIO()]
