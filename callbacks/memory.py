@@ -1,5 +1,6 @@
 """How much memory a training step takes: weights, gradients, the optimizer's state, and what is saved for backward."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 
-def size(tensors: list[Tensor]) -> int:
+def size(tensors: Sequence[Tensor]) -> int:
     """Bytes of the storages of tensors, each storage once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())

@@ -76,26 +76,26 @@ PACKED = 3
 """Waits of a recurrent layer over padded sequences: torch packs and unpacks them by lengths on the host."""
 WHOLE = {"window": None, "batch_size": 600}
 CASES = {
-    "hw1": Case(lambda: CovidRegressor(ADAM, hidden=[8, 8], dropout=0.1), 100, {"members": 4}),
+    "hw1": Case(lambda: CovidRegressor(ADAM, hidden=[8, 8], dropout=0.1), 82, {"members": 4}),
     "hw1_boss": Case(
         lambda: CovidRegressor(ADAM, hidden=[8, 8], ridge=3.0, state_ridge=250.0),
-        100,
+        88,
         {"features": "differences", "target": "change", "members": 2},
     ),
-    "hw2_windows": Case(_phonemes(), 100, {"window": 5, "batch_size": 64}),
-    "hw2_lstm": Case(_phonemes(net=functools.partial(Recurrent, hidden=8, layers=2)), 150, WHOLE, waits=PACKED),
+    "hw2_windows": Case(_phonemes(), 78, {"window": 5, "batch_size": 64}),
+    "hw2_lstm": Case(_phonemes(net=functools.partial(Recurrent, hidden=8, layers=2)), 88, WHOLE, waits=PACKED),
     "hw2_conformer": Case(
         _phonemes(net=CONFORMER, members=2, augment=[VocalTract(), SpecAugment()], smoothing=0.5), 1100, WHOLE
     ),
-    "hw2_transformer": Case(_phonemes(net=functools.partial(TransformerFrames, **SMALL)), 200, WHOLE),
+    "hw2_transformer": Case(_phonemes(net=functools.partial(TransformerFrames, **SMALL)), 146, WHOLE),
     "hw3_cnn": Case(
         lambda: FoodClassifier(ADAM, functools.partial(CNN, channels=(4, 8), hidden=(8,)), pseudo_threshold=0.0),
-        300,
+        172,
         {"unlabelled": 1},
     ),
     "hw3_resnet": Case(
         lambda: FoodClassifier(ADAM, functools.partial(ResNet, blocks=(1, 1), width=4), 0.1, mixup=0.2, cutmix=1.0),
-        300,
+        172,
         {"tta": 2, "augment": [v2.RandomResizedCrop(32), v2.RandomHorizontalFlip()]},
         (lambda: EMAWeightAveraging(decay=0.9),),
     ),
@@ -108,26 +108,26 @@ CASES = {
             head=functools.partial(MarginSoftmax, kind="angular"),
             normalise=True,
         ),
-        1200,
+        1190,
         {"train_snr": (0.0, 60.0)},
     ),
-    "hw4_transformer": Case(_speakers(hidden=8, pooling="statistics"), 200),
+    "hw4_transformer": Case(_speakers(hidden=8, pooling="statistics"), 182),
     "hw5_gru": Case(
-        lambda: Translator(ADAM, functools.partial(RecurrentSeq2Seq, width=8, hidden=8, layers=2)), 300, waits=PACKED
+        lambda: Translator(ADAM, functools.partial(RecurrentSeq2Seq, width=8, hidden=8, layers=2)), 240, waits=PACKED
     ),
-    "hw5_transformer": Case(lambda: Translator(ADAM, functools.partial(SEQ2SEQ, norm="pre", routing="mix")), 660),
+    "hw5_transformer": Case(lambda: Translator(ADAM, functools.partial(SEQ2SEQ, norm="pre", routing="mix")), 530),
     "hw5_sampling_in_passes": Case(
         lambda: Translator(ADAM, SEQ2SEQ, own_words="mixed"),
-        980,
+        850,
         {},
         (lambda: ScheduledSampling("constant", floor=0.5),),
     ),
     "hw5_self_critical": Case(lambda: Translator(ADAM, SEQ2SEQ, objective=PolicyGradient(2)), 12500, waits=130),
     "hw5_minimum_risk": Case(lambda: Translator(ADAM, GRU, objective=MinimumRisk(2)), 3000, waits=60),
-    "hw5_masked": Case(lambda: MaskedTranslator(ADAM, PARALLEL), 700),
-    "hw5_one_shot": Case(lambda: OneShotTranslator(ADAM, PARALLEL, glance=0.5), 860, waits=2),
-    "hw5_long_output": Case(lambda: LongOutputTranslator(ADAM, PARALLEL), 660),
-    "hw5_ctc": Case(lambda: CTCTranslator(ADAM, PARALLEL, glance=0.5), 1800),
+    "hw5_masked": Case(lambda: MaskedTranslator(ADAM, PARALLEL), 570),
+    "hw5_one_shot": Case(lambda: OneShotTranslator(ADAM, PARALLEL, glance=0.5), 730, waits=2),
+    "hw5_long_output": Case(lambda: LongOutputTranslator(ADAM, PARALLEL), 540),
+    "hw5_ctc": Case(lambda: CTCTranslator(ADAM, PARALLEL, glance=0.5), 1700),
 }
 
 DATA: dict[str, tuple[type, dict[str, Any]]] = {
