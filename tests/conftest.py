@@ -20,6 +20,12 @@ settings.register_profile("search", deadline=None, derandomize=False)  # new one
 settings.load_profile("leeml")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that train whole runs come first: a long one at the end would leave the other worker with nothing to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Decoded images go to a folder of the tests."""
