@@ -28,7 +28,7 @@ class AverageOfLast(WeightAveraging):
         self._taken: deque[list[Tensor]] = deque(maxlen=last)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        """Never between validations."""
+        """Never between validations: the mean changes only when a validation begins."""
         return False
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -22,7 +22,7 @@ class Draws(Protocol):
     """A module that has pictures of what it predicted last, or a datamodule that has some of its data."""
 
     def draw(self) -> dict[str, Figure]:
-        """Name -> figure."""
+        """Pictures of the last validation or test: name -> figure."""
 
 
 class Figures(Callback):

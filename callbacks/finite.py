@@ -76,7 +76,7 @@ class FiniteNumbers(Callback):
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Take over the counts of the run that is resumed."""
         self.skipped = state_dict["skipped"]
 
     # steps

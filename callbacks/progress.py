@@ -32,7 +32,7 @@ class RunProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar."""
+        """Open the bar, for as many steps as the run has."""
         if not self._enabled:
             return
         steps = steps_in_run(trainer)

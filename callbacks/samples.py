@@ -27,7 +27,7 @@ class Samples(Callback):
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write them."""
+        """Append the samples of this validation to the file."""
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if not fitting or trainer.fast_dev_run or not trainer.is_global_zero or not isinstance(pl_module, ShowsSamples):  # type: ignore[attr-defined]
             return

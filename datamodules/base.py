@@ -34,7 +34,7 @@ class TakesFacts(Protocol):
     facts: Facts | None
 
     def expect(self, facts: Facts) -> None:
-        """Take them."""
+        """Take the facts, and build the network from them."""
 
 
 def cores() -> int:

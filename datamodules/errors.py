@@ -1,4 +1,4 @@
-"""What a user can mend in data: one line that says which file, where, what was expected, and how to mend it."""
+"""What a user can fix in data: one line that says which file, where, what was expected, and how to fix it."""
 
 from collections.abc import Sized
 

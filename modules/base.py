@@ -151,7 +151,7 @@ class HomeworkModule(LightningModule):
         """Mean over what counts (rows, tokens) of all ranks, scaled so that DDP's average of gradients is exact.
 
         Where gradients are accumulated, it is the mean over all batches of the optimizer step: each is divided by the
-        count of the first, and `on_before_optimizer_step` mends the scale when that of all is known.
+        count of the first, and `on_before_optimizer_step` fixes the scale when that of all is known.
 
         Args:
             total: Sum of this rank's losses.

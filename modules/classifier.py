@@ -25,7 +25,7 @@ class Judged(NamedTuple):
 
     @property
     def answers(self) -> Tensor:
-        """Classes (N,)."""
+        """The chosen class of each row, (N,)."""
         return self.scores.argmax(1)
 
     @property

@@ -1,4 +1,4 @@
-"""HW5, non-autoregressive: translators that say all words of a sentence at once, after three ideas for their number."""
+"""HW5, non-autoregressive: translators that produce all tokens at once, with three ways to find their number."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -46,7 +46,7 @@ class ParallelTranslator(Translator, ABC):
     """What these translators share: the Translator's judging, with losses and decoding of their own.
 
     Encoder and decoder have the names that they have in a Translator, of the same layers: with `start` a fit can begin
-    with the weights of a translator that goes word by word.
+    with the weights of a translator that goes token by token.
 
     Args:
         optimizer: See HomeworkModule.
@@ -129,7 +129,7 @@ class MaskedTranslator(ParallelTranslator):
             )
         self.iterations, self.candidates = iterations, candidates
         self.rescorer: Seq2Seq | None = None
-        """A translator word by word that chooses among the candidates; None: their own probabilities."""
+        """A translator token by token that chooses among the candidates; None: their own probabilities."""
 
     def build(self, facts: dict[str, Any]) -> None:
         """Create network, tokenizer and metrics."""
@@ -253,7 +253,7 @@ class OneShotTranslator(MaskedTranslator):
 class LongOutputTranslator(ParallelTranslator):
     """A long output all at once, cut after its first END: no length has to be known.
 
-    There are as many places as a search word by word may take steps, a number that the source decides. What stands
+    There are as many places as a search token by token may take steps, a number that the source decides. What stands
     after END is not learned, and words of a target beyond the last place are not either.
 
     Args:

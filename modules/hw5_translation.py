@@ -44,7 +44,7 @@ class Translator(HomeworkModule):
         net: Called with the size of the vocabulary, a Seq2Seq. Default: TransformerSeq2Seq.
         label_smoothing: Share of the target spread evenly over the vocabulary.
         sampling: How the decoder reads its own words where `teacher_forcing` is below 1 (the ScheduledSampling callback
-            sets it): word by word, or in whole passes (modules/translation/scheduled_sampling.py).
+            sets it): token by token, or in whole passes (modules/translation/scheduled_sampling.py).
         own_words: Which words of its own it reads.
         passes: Of the decoder, with sampling: passes.
         beam: Hypotheses kept in test and prediction.

@@ -29,7 +29,7 @@ def cutmix(x: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """CutMix (Yun et al. 2019, arXiv 1905.04899): a box of another image pasted in; targets by the area that is left.
 
     The box has the share 1 - lambda of the area and a centre anywhere, so the border may cut it; lambda is then
-    counted anew from its pixels, as in the authors' code. Arguments as in `mixup`.
+    counted again from its pixels, as in the authors' code. Arguments as in `mixup`.
     """
     other = torch.randperm(len(x), device=x.device)
     share = _shares(target, alpha, len(x), 1)

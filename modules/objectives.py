@@ -65,7 +65,7 @@ def log_probabilities(
 
 
 class SequenceLosses(NamedTuple):
-    """Of one batch."""
+    """What an objective makes of one batch of B sentences."""
 
     losses: Tensor
     """(B,), of each sentence."""

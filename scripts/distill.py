@@ -1,8 +1,8 @@
 """leeml distill: a run's own translations of the sentences it was trained on, as pairs to train another model on.
 
 Sequence-level knowledge distillation (Kim and Rush 2016, arXiv 1606.07947): what a teacher's beam says is more regular
-than what people wrote, and easier to learn, above all for models that say all words at once. Only real pairs of the
-training part are translated, the teacher's own data configuration tells which; nothing held out is among them.
+than what people wrote, and easier to learn, above all for models that produce all tokens at once. Only real pairs of
+the training part are translated, the teacher's own data configuration tells which; nothing held out is among them.
 """
 
 import argparse

@@ -107,13 +107,13 @@ def main(args: list[str]) -> int:
     parser.add_argument("--folds", type=int, help="(default 5)")
     parser.add_argument("--one_by_one", action="store_true", help="train the folds one after the other in any case")
     parser.add_argument("--run_dir", type=Path, help="folder of the run (default runs/<homework>/<level>_kfold/<time>)")
-    parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --run_dir")
+    parser.add_argument("--resume", action="store_true", help="resume the interrupted run in --run_dir")
     parser.add_argument("--only", type=_numbers, help="train these folds (2,3), one by one; join when all are there")
     parser.add_argument("--budget", help="time for all folds together, such as 1h: see leeml fit --budget")
     own, rest = parser.parse_known_args(args[1:])
     began, steps = time.perf_counter(), None
     if own.resume and own.run_dir is None:
-        raise UsageError("--resume needs --run_dir, the folder of the k-fold run to go on with")
+        raise UsageError("--resume needs --run_dir, the folder of the k-fold run to resume")
     configs = [find_config(c) for c in own_flags().parse_known_args(rest)[0].config]
     config = read_configs(configs)
     known_classes()
@@ -124,7 +124,7 @@ def main(args: list[str]) -> int:
     begun = _begun_part(run)
     if begun is None:
         if own.resume and not configs:
-            raise DataError(f"{run.path}: holds no k-fold run to go on with; start it without --resume")
+            raise DataError(f"{run.path}: holds no k-fold run to resume; start it without --resume")
         own.folds = own.folds or 5
         can = model is not None and issubclass(model, HomeworkModule) and model.members_in_one_pass
         together = can and not own.one_by_one and own.only is None
@@ -182,7 +182,7 @@ def _begun_part(run: RunFolder) -> RunFolder | None:
     """The run whose configuration tells how the k-fold run is made: of all folds in one pass, or any fold's."""
     if run.config.is_file() and read_yaml(run.config)["data"]["init_args"].get("fold") is not None:
         raise DataError(
-            f"{run.path}: holds a run already, and no k-fold run; go on with it by leeml fit --resume, or choose "
+            f"{run.path}: holds a run already, and no k-fold run; resume it by leeml fit --resume, or choose "
             "another --run_dir"
         )
     folders = [run, *(RunFolder(path) for path in sorted(run.path.glob("fold_*")))]
@@ -209,7 +209,7 @@ def _settled(
         if before != _asked(flags, config):
             raise DataError(
                 f"{run.path}: this k-fold run was begun with other flags or another config "
-                f"({' '.join(before['flags'])}); go on with: leeml kfold --run_dir {run.path} --resume"
+                f"({' '.join(before['flags'])}); resume with: leeml kfold --run_dir {run.path} --resume"
             )
     return folds, together
 

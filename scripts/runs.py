@@ -36,7 +36,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def show_runs(args: list[str]) -> int:
-    """Print the table."""
+    """Print the table of all runs in a folder."""
     parser = Parser(prog="leeml runs", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("dir", nargs="?", type=Path, default=PROJECT / "runs", metavar="DIR", help="default: runs/")
     parser.add_argument("--sort", choices=COLUMNS, default="began", help="column to sort by (default: began)")

@@ -102,7 +102,7 @@ class LeemlCLI(LightningCLI):
         parser.add_argument(
             "--run_dir", type=str | None, help="Folder of the run (default runs/<homework>/<level>/<time>)."
         )
-        parser.add_argument("--resume", type=bool, default=False, help="Go on with the interrupted run in --run_dir.")
+        parser.add_argument("--resume", type=bool, default=False, help="Resume the interrupted run in --run_dir.")
         parser.add_argument(
             "--output", type=str | None, help="File that predict writes (default: submission.csv, or .txt, of the run)."
         )
@@ -418,7 +418,7 @@ class Plan(NamedTuple):
 
     @property
     def line(self) -> list[str]:
-        """Arguments of LightningCLI."""
+        """The arguments that LightningCLI parses."""
         configs = [part for config in self.configs for part in ("--config", config)]
         return [self.subcommand, *configs, *self.flags, *(["--ckpt_path", self.ckpt_path] if self.ckpt_path else [])]
 
@@ -436,16 +436,14 @@ def plan(args: list[str]) -> Plan:
     if verb == "fit":
         if own.resume.lower() == "true":
             if run is None:
-                raise UsageError("--resume needs --run_dir, the folder of the run to go on with")
+                raise UsageError("--resume needs --run_dir, the folder of the run to resume")
             if run.config.is_file() or not configs:
                 configs = [run_config(run, verb, typed, own.trust), *configs]
             ckpt = _resumed_from(run, ckpt)
         elif run is not None and run.taken():
             run.own()  # says so where it is in progress
             run.free()
-            raise DataError(
-                f"{run.path}: holds a run already; add --resume to go on with it, or choose another --run_dir"
-            )
+            raise DataError(f"{run.path}: holds a run already; add --resume to resume it, or choose another --run_dir")
         elif not configs and not {"--model", "--data"} & flags:
             raise UsageError("fit needs an experiment, such as --config configs/hw1_covid/medium.yaml; see configs/")
     else:
@@ -515,7 +513,7 @@ def run_cli(
     Args:
         args: The subcommand and its flags.
         early_stopping: Whether EarlyStopping of the config counts.
-        again: Command that goes on with the run after an interruption (default: fit --resume).
+        again: Command that resumes the run after an interruption (default: fit --resume).
         notes: Texts of files to write when the run's folder is made.
         watch: Sees the fit in place of the bar, the pictures and last.ckpt.
         settle: Changes the configuration before anything is made from it.
@@ -555,7 +553,7 @@ def run_cli(
             if isinstance(error, NotFiniteError):  # it says itself how
                 pass
             elif run.resumable():
-                print(f"leeml: go on with: {again or f'leeml fit --run_dir {run.path} --resume'}", file=sys.stderr)
+                print(f"leeml: resume with: {again or f'leeml fit --run_dir {run.path} --resume'}", file=sys.stderr)
             else:
                 print("leeml: nothing was saved yet: the same command starts over", file=sys.stderr)
         raise

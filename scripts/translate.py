@@ -50,7 +50,7 @@ def add_options(parser: Parser) -> None:
         "--shard", type=_shard, metavar="I/N",
         help="only part I of N; under torchrun each process has its own and writes FILE.I. `cat` joins them in order",
     )  # fmt: skip
-    parser.add_argument("--resume", action="store_true", help="go on with FILE.part, which an interrupted run left")
+    parser.add_argument("--resume", action="store_true", help="resume FILE.part, which an interrupted run left")
     parser.add_argument("--trust", action="store_true", help="allow the run to use classes that leeml does not know")
 
 
@@ -119,7 +119,7 @@ def main(args: list[str]) -> int:
     add_options(parser)
     own, flags = parse(parser, args)
     if own.resume and own.output is None:
-        raise UsageError("--resume needs --output, the file to go on with")
+        raise UsageError("--resume needs --output, the file to resume")
     if not own.files and sys.stdin.isatty():
         raise UsageError(f"nothing to translate: {parser.prog} ... FILE, or {parser.prog} ... < FILE")
     models = planned(own, flags)

@@ -105,7 +105,7 @@ def sentences(root, net=None, **options):
 
 
 def recurrent_sentences(root):
-    """The same word by word."""
+    """The same token by token."""
     return sentences(root, functools.partial(RecurrentSeq2Seq, width=8, hidden=8), sampling="steps", own_words="mixed")
 
 

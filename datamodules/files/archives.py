@@ -169,7 +169,7 @@ def _looked_through(archive: Path, own_size: int, members: Iterator[_Member], fo
             continue
         target = folder.joinpath(*path.parts)
         if target in files:
-            raise DataError(f"{archive}: {member.name!r} stands in it twice; nothing was unpacked, pack it anew")
+            raise DataError(f"{archive}: {member.name!r} stands in it twice; nothing was unpacked, pack it again")
         files[target] = member
     return files
 

@@ -29,7 +29,7 @@ else:
     register_heif_opener()
     HEIF = (".heic", ".heif", ".hif")
 
-FORMAT = 2  # of the maps; another number builds them all anew
+FORMAT = 2  # of the maps; another number builds them all again
 Image.init()
 # what is taken for an image; Pillow would run Ghostscript for a .jpg that holds PostScript
 FORMATS: list[str] = [

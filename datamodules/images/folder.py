@@ -68,7 +68,7 @@ def read_folder(folder: Path, expect: list[str] | None = None) -> ImageFolder:
         expect: Keys of the classes where there is no training part to tell, as a checkpoint knows them.
 
     Raises:
-        DataError: says which folder or file is not as expected, and how to mend it.
+        DataError: says which folder or file is not as expected, and how to fix it.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: not a folder; expected one with training/, validation/ and test/ inside")
@@ -305,7 +305,7 @@ def _keys(train: list[tuple[Path, str]]) -> list[str]:
             where = where if by_name else where.parent
             raise DataError(
                 f"{where}: no image of class {missing[0]}, but of {len(keys)} classes from {keys[0]} to {keys[-1]}; "
-                f"expected images of every class, put the missing ones in or number the classes anew"
+                f"expected images of every class, put the missing ones in or number the classes again"
             )
     return keys
 

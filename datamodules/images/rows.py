@@ -12,7 +12,7 @@ WEAK = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomAffine(0, translate=(0.12
 
 
 class Pictures:
-    """Images (N, S, S, 3) in a memory map; a copy in another process opens the file anew instead of taking it along."""
+    """Images (N, S, S, 3) in a memory map; a copy in another process opens the file again, not copies it."""
 
     def __init__(self, images: np.ndarray) -> None:
         self.images = images

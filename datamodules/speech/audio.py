@@ -104,7 +104,7 @@ def read_audio(path: Path, rate: int = RATE, warn: bool = True) -> np.ndarray:
             raise _broken(path, error) from error
     samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if not np.isfinite(samples).all():
-        raise DataError(f"{path}: sample {int(np.argmin(np.isfinite(samples)))} is no finite number; write it anew")
+        raise DataError(f"{path}: sample {int(np.argmin(np.isfinite(samples)))} is no finite number; write it again")
     if found != rate and len(samples):
         if warn:
             warnings.warn(f"{path}: {found} Hz, resampled to {rate} Hz", stacklevel=2)
@@ -120,7 +120,7 @@ def read_audio(path: Path, rate: int = RATE, warn: bool = True) -> np.ndarray:
 
 def _checked_rate(path: Path, rate: int) -> int:
     if not SLOWEST <= rate <= FASTEST:
-        raise DataError(f"{path}: {rate:,} samples per second; expected {SLOWEST:,} to {FASTEST:,}, write it anew")
+        raise DataError(f"{path}: {rate:,} samples per second; expected {SLOWEST:,} to {FASTEST:,}, write it again")
     return rate
 
 

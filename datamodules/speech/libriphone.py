@@ -166,7 +166,7 @@ def check_lengths(split: UtteranceList, lengths: Sequence[int]) -> None:
         if len(labels) != length:
             raise DataError(
                 f"{file}: {length} frames, but {len(labels)} labels of utterance {name}; expected one a frame, make or "
-                "copy both anew"
+                "copy both again"
             )
 
 

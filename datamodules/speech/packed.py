@@ -17,14 +17,14 @@ from datamodules.files.cache import content_digests, digest, make_once
 from datamodules.files.places import cache_folder
 
 SHARE = 5000  # files that must be there for each worker
-FORMAT = 1  # of the maps; another number builds them all anew
+FORMAT = 1  # of the maps; another number builds them all again
 
 Precision = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Utterance u is frames[offsets[u] : offsets[u + 1]]. A copy in another process opens the map anew.
+    """Utterance u is frames[offsets[u] : offsets[u + 1]]. A copy in another process opens the map again.
 
     frames: (N, D) float32 or float16, backed by the file where `path` is given. offsets: (U + 1,) int64.
     """
@@ -108,7 +108,7 @@ def _build(
             with np.errstate(over="ignore"):  # said below, with the name of the file
                 rows = np.ascontiguousarray(rows, precision)
             if not np.isfinite(rows).all():
-                raise DataError(f"{name}: a value that is no finite number, or too large for {precision}; mend it")
+                raise DataError(f"{name}: a value that is no finite number, or too large for {precision}; fix it")
             if not lengths:
                 width = rows.shape[1]
                 _write_header(file, 0, width, precision)

@@ -244,7 +244,7 @@ def _tiers(path: Path) -> list[tuple[str, list[Row]]]:
         if token is None or token.lastgroup != group:
             found = "the end" if token is None else token[0][:40]
             wanted = "a text in quotes" if group == "text" else "a number"
-            raise DataError(f"{place()}: {found} instead of {wanted}; save it anew, as a text file of Praat")
+            raise DataError(f"{place()}: {found} instead of {wanted}; save it again, as a text file of Praat")
         return token[group].replace('""', '"')
 
     def number() -> float:
@@ -257,7 +257,7 @@ def _tiers(path: Path) -> list[tuple[str, list[Row]]]:
     def count() -> int:
         found = number()
         if not 0 <= found <= len(text):
-            raise DataError(f"{place()}: {found:g} intervals or tiers; save it anew, as a text file of Praat")
+            raise DataError(f"{place()}: {found:g} intervals or tiers; save it again, as a text file of Praat")
         return int(found)
 
     def interval() -> Row:

@@ -154,7 +154,7 @@ def check_lengths(utterances: Speakers | Unseen, lengths: Sequence[int] | np.nda
     for file, said, length in zip(utterances.files, utterances.lengths, lengths, strict=True):
         if said != length:
             name = LISTS["train" if isinstance(utterances, Speakers) else "test"]
-            raise DataError(f"{file}: {length} frames, but mel_len {said} in {name}; copy or make both anew")
+            raise DataError(f"{file}: {length} frames, but mel_len {said} in {name}; copy or make both again")
 
 
 def check_speakers(utterances: Speakers, least: int = 2) -> None:
@@ -248,7 +248,7 @@ def _features_there(
         source = path if path.name == LISTS["test"] else folder
         raise DataError(f"{path}: lists sounds, no features; run `leeml data prepare hw4_speaker --source {source}`")
     if (bands := found.get("n_mels")) != audio.MELS:
-        raise DataError(f"{path}: n_mels is {bands}; expected {audio.MELS}, make the features anew")
+        raise DataError(f"{path}: n_mels is {bands}; expected {audio.MELS}, make the features again")
     for entry in listed:
         length = entry.fields.get("mel_len")
         if type(length) is not int or not 0 < length < 1 << 31:

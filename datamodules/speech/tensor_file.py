@@ -46,13 +46,13 @@ def read_tensor(path: Path, width: int) -> np.ndarray:
     if (claimed := x.numel() * x.element_size()) > LARGEST or claimed > held:
         raise DataError(
             f"{path}: claims {in_words(claimed)} of frames and holds {in_words(held)}; expected all of them, at most "
-            f"{in_words(LARGEST)}; save it anew"
+            f"{in_words(LARGEST)}; save it again"
         )
     if not len(x):
         raise DataError(f"{path}: no frames; take the utterance out of the file that lists it")
     if not bool(x.isfinite().all()):
         frame = int((~x.isfinite()).any(1).int().argmax())
-        raise DataError(f"{path}: frame {frame} has a value that is no finite number; make the features anew")
+        raise DataError(f"{path}: frame {frame} has a value that is no finite number; make the features again")
     return x.detach().float().numpy()
 
 
@@ -64,4 +64,4 @@ def _refuse_bomb(path: Path, data: bytes) -> None:
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
         return  # torch says what is wrong
     if size > 2 * LARGEST:
-        raise DataError(f"{path}: {in_words(size)} unpacked, at most {in_words(2 * LARGEST)} are read; save it anew")
+        raise DataError(f"{path}: {in_words(size)} unpacked, at most {in_words(2 * LARGEST)} are read; save it again")

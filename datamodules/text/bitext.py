@@ -21,7 +21,7 @@ class Bitext(NamedTuple):
 
     @property
     def files(self) -> list[Path]:
-        """Each file once."""
+        """The files of both languages, each once."""
         return list(dict.fromkeys(path for path in self if path is not None))
 
     def __str__(self) -> str:

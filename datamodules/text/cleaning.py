@@ -11,7 +11,7 @@ from typing import Literal
 Language = Literal["en", "zh"]
 
 RATIO, MAX_LENGTH, MIN_LENGTH = 9, 1000, 1  # of the published clean_corpus
-VERSION = 1  # of the cleaning; another number cleans anew what lies in the cache
+VERSION = 1  # of the cleaning; another number cleans again what lies in the cache
 
 # full-width space and ASCII to half width
 _HALF = {0x3000: " ", **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}}

@@ -19,7 +19,7 @@ from datamodules.text.bitext import Bitext, read_bitext
 from datamodules.text.cleaning import VERSION, clean_en, clean_zh, is_simplified, why_dropped
 from datamodules.text.tokenizer import EOS, PAD, Tokenizer, train_tokenizer
 
-FORMAT = 1  # of the files in the cache; another number makes them all anew
+FORMAT = 1  # of the files in the cache; another number makes them all again
 CHUNK = 50_000  # sentences encoded at once
 LONGEST = 100_000  # characters of a sentence to be translated; longer ones for training are dropped anyway
 REASONS = ("empty", "long", "ratio")  # why_dropped
@@ -130,7 +130,7 @@ class TokenCorpus:
     """Sentence s is tokens[offsets[s] : offsets[s + 1]]; of pair p, s is 2 p in English and 2 p + 1 in Chinese.
 
     tokens: (K,) uint16, or uint32 for more than 65,536 pieces. offsets: (2 N + 1,) int64. A copy in another process
-    opens the map anew.
+    opens the map again.
     """
 
     tokens: np.ndarray

@@ -1,4 +1,4 @@
-"""What a translator that says all words at once has besides encoder and decoder: words unknown, lengths, room."""
+"""What a translator that produces all tokens at once has besides encoder and decoder: words unknown, lengths, room."""
 
 import torch
 from torch import Tensor, nn

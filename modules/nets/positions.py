@@ -25,7 +25,7 @@ def sinusoid(positions: Tensor, d_model: int) -> Tensor:
 class SinusoidalPositions(nn.Module):
     """Adds sines to (B, T, D), of any length.
 
-    They are computed anew each time, at the cost of one row of the batch. A table that grows in a buffer would differ
+    They are computed again each time, at the cost of one row of the batch. A table that grows in a buffer would differ
     between the processes of DDP, which wants all buffers alike, and could be made in inference mode, then trained on.
     """
 

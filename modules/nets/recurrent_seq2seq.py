@@ -40,7 +40,7 @@ class RecurrentState:
         self.hidden, self.memory = hidden, memory
 
     def reorder(self, rows: Tensor, sentences: Tensor | None = None) -> None:
-        """As DecoderCache.reorder."""
+        """Keep the states of these hypotheses, and the memory of these sentences; see DecoderCache.reorder."""
         self.hidden = self.hidden.index_select(1, rows)
         if sentences is not None:
             mask = self.memory.mask

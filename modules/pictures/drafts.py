@@ -17,7 +17,7 @@ def drafts_grid(drafts: Sequence[Sequence[str]], asked: Sequence[Sequence[bool]]
 
     Args:
         drafts: T pieces in every iteration.
-        asked: Which of them were unknown before, and so are said anew.
+        asked: Which of them were unknown before, and so are said again.
         title: The source.
     """
     rows = [[printable(piece.replace("▁", "_")) for piece in draft] for draft in drafts]

@@ -45,7 +45,7 @@ def printable(text: str) -> str:
 
 
 def with_fonts(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw with `families`."""
+    """Decorator: draw with fonts that hold every character, those of `families`."""
 
     @wraps(draw)
     def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:

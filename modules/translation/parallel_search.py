@@ -85,7 +85,7 @@ def refine(
 
 
 def judged(net: Seq2Seq, memory: Memory, words: Tensor, valid: Tensor, ends: Ends) -> Tensor:
-    """Mean log-probability of words and EOS under a translator that goes word by word, (N,).
+    """Mean log-probability of words and EOS under a translator that goes token by token, (N,).
 
     Args:
         net: The translator.
@@ -113,15 +113,15 @@ def mask_predict(
     candidates: int = 5,
     rescorer: Seq2Seq | None = None,
 ) -> list[list[Hypothesis]]:
-    """Translations of the likeliest lengths, all refined at the same time; one iteration says all words in one shot.
+    """Translations of the likeliest lengths, refined at the same time; one iteration produces all tokens in one shot.
 
     Args:
         net, unknown, ends, iterations: As of `refine`.
-        predictor: Of lengths, which have the limits of a search word by word.
+        predictor: Of lengths, which have the limits of a search token by token.
         source: Tokens (B, S).
         mask: (B, S), True = valid; None: all.
         candidates: Lengths tried.
-        rescorer: A translator that goes word by word and judges the candidates in place of the net itself (noisy
+        rescorer: A translator that goes token by token and judges the candidates in place of the net itself (noisy
             parallel decoding, Gu et al. 2018, section 4.2).
 
     Returns:
@@ -165,7 +165,7 @@ def long_states(
     ends: Ends,
     lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, list[int]]:
-    """States (B, L, D) of as many places as a search word by word may take steps, and how many each source has.
+    """States (B, L, D) of as many places as a search token by token may take steps, and how many each source has.
 
     lengths are those of the sources, where they are known.
     """

@@ -1,6 +1,6 @@
 """From scores to sequences: labels of frames, and the words of a translation.
 
-Every search takes several translators, whose probabilities are averaged (an ensemble), and goes word by word from the
+Every search takes several translators, whose probabilities are averaged (an ensemble), and goes token by token from the
 states that `Seq2Seq.start` gives. The nets decode as they are: put them in eval mode for results without dropout.
 
 On a GPU the host only now and then looks for sentences that are done, as it has to wait for the device to see them
@@ -50,7 +50,7 @@ class Ends(NamedTuple):
 
 
 class Hypothesis(NamedTuple):
-    """A translation."""
+    """A finished translation of one sentence, with its score."""
 
     tokens: list[int]
     """Without BOS and EOS."""
@@ -117,7 +117,7 @@ class _Team:
         self.reorder(torch.arange(len(source), device=source.device).repeat_interleave(rows))
 
     def reorder(self, rows: Tensor, sentences: Tensor | None = None) -> None:
-        """As DecoderCache.reorder."""
+        """Keep the caches of these hypotheses; see DecoderCache.reorder."""
         for state in self.states:
             state.reorder(rows, sentences)
 

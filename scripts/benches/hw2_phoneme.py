@@ -81,7 +81,7 @@ def course_loop(loader: DataLoader, case: Case, classes: int) -> None:
 
 
 def batches(loader: DataLoader, steps: int) -> None:
-    """The batches alone."""
+    """Go through so many batches of a loader, without a network."""
     for _ in zip(range(steps), loader, strict=False):
         pass
 
@@ -113,11 +113,11 @@ class Clock(Callback):
     seconds = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
-        """Start."""
+        """Start the clock of this epoch."""
         self.seconds = -self._now(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Stop."""
+        """Stop the clock of this epoch."""
         self.seconds += self._now(trainer)
 
     @staticmethod
@@ -142,7 +142,7 @@ def fit(data: PhonemeData, case: Case, fused: bool, accelerator: str = "cpu", va
 
 
 def timed(part: Callable[[], None]) -> float:
-    """Seconds of it."""
+    """Run a function once; returns the seconds that it took."""
     start = time.perf_counter()
     part()
     return time.perf_counter() - start

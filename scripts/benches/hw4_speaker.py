@@ -94,7 +94,7 @@ def course_loader(data: SpeakerData, workers: int) -> DataLoader:
 
 
 class CourseNet(nn.Module):
-    """The course's network."""
+    """The network of the course's code: one Transformer layer of width 80, mean over time, two linear layers."""
 
     def __init__(self, classes: int, d_model: int = 80) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ def course_schedule(step: int, warmup: int = 1000, total: int = 70_000) -> float
 
 
 def endless(loader: DataLoader) -> Iterator[Any]:
-    """Epoch after epoch."""
+    """The batches of a loader, epoch after epoch without an end."""
     while True:
         yield from loader
 
@@ -370,7 +370,7 @@ def judged(level: str, root: Path | None, steps: int, *more: str) -> tuple[dict[
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    """A shorter training."""
+    """Add the flag for a shorter training."""
     parser.add_argument(
         "--steps", type=int, default=STEPS, help=f"optimizer steps of each level in the accuracy table ({STEPS})"
     )

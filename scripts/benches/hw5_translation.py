@@ -128,7 +128,7 @@ class Clock(Callback):
         self.starts: list[float] = []
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        """Note the time."""
+        """Note when the step begins, after the device has finished the one before."""
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
         self.starts.append(time.perf_counter())
@@ -146,7 +146,7 @@ class Fixed(TranslationData):
     batches: Sequence[Batch] = ()
 
     def train_dataloader(self) -> Any:
-        """Those."""
+        """A loader of the chosen batches, in their order."""
         return DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
 
 
@@ -327,7 +327,7 @@ def masked_name(iterations: int, lengths: int) -> str:
 
 
 def ways(model: Translator, judge: Seq2Seq | None) -> Iterator[Way]:
-    """How a trained model can decode; a network that goes word by word may judge the candidates of mask-predict."""
+    """How a trained model can decode; a network that goes token by token may judge the candidates of mask-predict."""
     if not isinstance(model, ParallelTranslator):
         for beam in (BEAM, 1):
             yield f"beam {beam}" if beam > 1 else "greedy", partial(model.translate, beam=beam)
@@ -342,7 +342,7 @@ def ways(model: Translator, judge: Seq2Seq | None) -> Iterator[Way]:
         for iterations, lengths in plans:
             yield masked_name(iterations, lengths), partial(masked, iterations, lengths, None)
         if judge is not None:
-            yield f"{masked_name(most, several)}, judged word by word", partial(masked, most, several, judge)
+            yield f"{masked_name(most, several)}, judged token by token", partial(masked, most, several, judge)
     else:
         yield "all at once", model.translate
 
@@ -369,7 +369,7 @@ def decoding(root: Path | None, runs: Sequence[Path], repeats: int, trust: bool 
 
     Args:
         root: Data folder.
-        runs: Folders of runs on the same pairs; the first that goes word by word judges the candidates of others.
+        runs: Folders of runs on the same pairs; the first that goes token by token judges the candidates of others.
         repeats: Timed turns.
         trust: Whether the runs may use classes that leeml does not know.
     """

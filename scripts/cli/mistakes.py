@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
-        """Raise."""
+        """Raise a UsageError, with the nearest choice where one was misspelt."""
         if found := re.search(r"invalid choice: '?(\S+?)'? \(choose from (.*)\)", message):
             message += near(found[1], re.findall(r"\w+", found[2]))
         raise UsageError(f"{message}; see {self.prog} --help")

@@ -85,7 +85,7 @@ class Stopwatch(Callback):
             trainer.should_stop = True  # validates once more, then ends
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the time."""
+        """Note when the validation begins."""
         self._validated_from = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -93,7 +93,7 @@ class Stopwatch(Callback):
         self._validations.append(time.perf_counter() - self._validated_from)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Time a checkpoint."""
+        """Measure how long a checkpoint takes to save."""
         begun = time.perf_counter()
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "timed.ckpt")
         self._save = time.perf_counter() - begun

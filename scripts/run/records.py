@@ -95,7 +95,7 @@ class _Metrics(ExperimentWriter):
         """Nothing to clear away."""
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        """Take one row."""
+        """Take one row of metrics at a step."""
         if self._first is None:
             self._first = step
         super().log_metrics(metrics_dict, step)

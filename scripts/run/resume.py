@@ -70,7 +70,7 @@ def check_averaging(path: Path, checkpoint: Mapping[str, Any], trainer: Trainer)
     if "averaging_state" in checkpoint and not any(isinstance(c, WeightAveraging) for c in callbacks):
         raise DataError(
             f"{path}: its weights are a mean (EMAWeightAveraging or AverageOfLast), and trainer.callbacks has no such "
-            "callback to go on with; keep it in the list"
+            "callback to resume from; keep it in the list"
         )
 
 

@@ -36,7 +36,7 @@ class Settings:
 
 
 def descent(rate: float) -> Rule:
-    """Plain gradient descent."""
+    """Plain gradient descent with a constant rate."""
     return lambda gradient: -rate * gradient
 
 
@@ -234,7 +234,7 @@ STUDY = Study(
     heading="Adaptive Learning Rate",
     chinese="自適應學習率",
     claim="In a narrow valley one rate for all directions is slow; Adagrad, RMSProp and Adam give each its own. A "
-    "mean of all squared gradients makes steps explode late, and a decaying rate mends it.",
+    "mean of all squared gradients makes steps explode late, and a decaying rate fixes it.",
     source="Lecture 4 of 2021; Duchi et al. 2011, JMLR; Tieleman and Hinton 2012; Kingma and Ba 2015 (arXiv 1412.6980)",
     idea="Across the valley gradients are large, along it they are small; dividing each by the size it usually has "
     "makes steps alike. The lecture's σ is the root of the <em>mean</em> of all squares: it shrinks across the valley "

@@ -29,7 +29,7 @@ from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, ef
 from scripts.studies.lab.translation import REAL, Size, corpus, small_language, trained, write_pairs
 
 TOGETHER = 50  # sentences of a batch
-ONCE: dict[str, type[Translator]] = {"word by word": Translator, "one shot": OneShotTranslator}
+ONCE: dict[str, type[Translator]] = {"token by token": Translator, "one shot": OneShotTranslator}
 KINDS: dict[str, type[Translator]] = {**ONCE, "mask-predict, passes: {}": MaskedTranslator}
 COLOURS = ("tab:green", "tab:olive", "tab:purple")
 Way = Callable[[Tensor], list[list[int]]]
@@ -243,17 +243,17 @@ STUDY = Study(
     number=16,
     heading="Autoregressive and Non-autoregressive",
     chinese="自迴歸與非自迴歸：一個字一個字說，還是一次說完",
-    claim="Saying all words at once is faster than word by word and worse: where several translations are right it "
-    "mixes them and says words twice, which further passes mend in part.",
+    claim="Producing all tokens at once is faster than token by token and worse: where several translations are right "
+    "it mixes them and repeats words, which further passes fix in part.",
     source="Lecture 5 of 2021 (Transformer); Gu et al. 2018, ICLR (arXiv 1711.02281); Ghazvininejad et al. 2019, EMNLP "
     "(arXiv 1904.09324)",
     idea="A decoder without the causal mask gives all words in one pass, as many as another predictor says. But no "
     "place knows what the others choose: if two orders of words are equally right, one place may speak in the one and "
-    "its neighbour in the other (the multi-modality problem). Mask-predict says the least sure words anew, in sight "
+    "its neighbour in the other (the multi-modality problem). Mask-predict says the least sure words again, in sight "
     "of the others. A small made-up language is told twice: with the object always last, so that there is nothing to "
     "agree on, and with the object last or first, by a coin for every sentence; BLEU then takes both for right. "
     "<code>--full</code> takes HW5's pairs as they are.",
-    formula="word by word: P(y | x) = Π<sub>t</sub> P(y<sub>t</sub> | y<sub>1</sub> … y<sub>t−1</sub>, x); "
+    formula="token by token: P(y | x) = Π<sub>t</sub> P(y<sub>t</sub> | y<sub>1</sub> … y<sub>t−1</sub>, x); "
     "all at once: P(y | x) = P(T | x) Π<sub>t</sub> P(y<sub>t</sub> | T, x)",
     varies="how words are said, and in how many orders the corpus says them; the same sources, as many steps",
     code=(

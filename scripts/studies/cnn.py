@@ -235,7 +235,7 @@ def figure(measurements: list[Measurements]) -> Figure:
 
 
 def table(measurements: list[Measurements]) -> Table:
-    """Weights and accuracies."""
+    """Weights and accuracies of each network."""
     first = measurements[0]
     rows: list[list[Any]] = []
     for kind in get_args(Kind):

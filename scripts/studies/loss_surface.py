@@ -137,7 +137,7 @@ def figure(measurements: list[Measurements]) -> Figure:
 
 
 def table(measurements: list[Measurements]) -> Table:
-    """Slices by net."""
+    """What the slices show of each network."""
     rows = []
     for name in NETS:
         keys = ("bent", "pits", "centre", "rise")

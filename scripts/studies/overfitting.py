@@ -1,4 +1,4 @@
-"""Overfitting: flexibility against data, what each remedy does, and mismatch, which more data does not mend.
+"""Overfitting: flexibility against data, what each remedy does, and mismatch, which more data does not fix.
 
 Changed after looking: early stopping was judged ten times at equal distances, the first time when the thousands of
 epochs of `--full` had long overfitted; now after 1, 2, 4, 8 ... of them.
@@ -188,7 +188,7 @@ def figure(measurements: list[Measurements]) -> Figure:
 
 
 def table(measurements: list[Measurements]) -> Table:
-    """All errors."""
+    """Training and validation errors of all settings."""
 
     def row(name: str, values: list[list[float]]) -> list[Any]:
         train, held = np.array(values).T

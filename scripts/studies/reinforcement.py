@@ -85,7 +85,7 @@ class Watch(Callback):
         self._look(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock."""
+        """Start the clock of this step."""
         self._began = now(pl_module)
 
     def on_train_batch_end(
@@ -205,7 +205,7 @@ STUDY = Study(
     "gradient raises BLEU further, while cross-entropy gets no better.",
     source="Lecture 5 of 2021 (Transformer); Ranzato et al. 2016, ICLR (arXiv 1511.06732); Rennie et al. 2017, CVPR "
     "(arXiv 1612.00563)",
-    idea="A translator is trained word by word and judged by whole sentences, and BLEU has no gradient. When you do "
+    idea="A translator is trained token by token and judged by whole sentences, and BLEU has no gradient. When you do "
     "not know how to optimise, use reinforcement learning: draw translations, score each by its BLEU, and make those "
     "likelier that beat the greedy one (self-critical training). Here a translator that is too small to know a small "
     "made-up language by heart is trained on cross-entropy until that has little more to give; then it goes on either "

@@ -66,7 +66,7 @@ class Gradients(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Keep a copy."""
+        """Keep a copy of the gradient."""
         self.found.append(parameters_to_vector([p.grad for p in pl_module.parameters() if p.grad is not None]).clone())
         trainer.should_stop = len(self.found) == self.steps
 

@@ -68,5 +68,5 @@ def write_all(
             print("leeml: no lines came in", file=sys.stderr)
     except BaseException:
         if isinstance(sink, WholeFile) and sink.part.exists():
-            print("leeml: go on with the same command and --resume", file=sys.stderr)
+            print("leeml: resume with the same command and --resume", file=sys.stderr)
         raise

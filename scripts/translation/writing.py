@@ -49,7 +49,7 @@ class Sink(Protocol):
         """What became of the chunk."""
 
     def finish(self) -> None:
-        """That was all."""
+        """Close the output: all chunks were written."""
 
 
 class StandardOutput:
@@ -60,11 +60,11 @@ class StandardOutput:
             sys.stdout.reconfigure(encoding="utf-8", newline="\n")
 
     def wants(self, chunk: Sequence[Line]) -> bool:
-        """Always."""
+        """Always true: nothing was written before."""
         return True
 
     def write(self, lines: Sequence[str]) -> None:
-        """Write them now."""
+        """Write the lines now, and flush."""
         with unbroken():
             sys.stdout.write("".join(f"{line}\n" for line in lines))
             sys.stdout.flush()
@@ -77,12 +77,12 @@ class WholeFile:
     """A file of lines that has its name when it is whole. Until then they are in <name>.part.
 
     Beside it <name>.part.json holds what they were made with and of which input: another run goes on with the same.
-    Without `resume`, or where a kill left no record that fits, it starts anew over what was left.
+    Without `resume`, or where a kill left no record that fits, it starts again over what was left.
 
     Args:
         path: Of the file.
         made_with: What it depends on; plain JSON.
-        resume: Go on with what an interrupted run left, if anything.
+        resume: Resume what an interrupted run left, if anything.
         header: A line before all others.
 
     Raises:
@@ -105,8 +105,8 @@ class WholeFile:
                 self._check(left["made_with"], made_with)
                 self._state = left
             else:
-                why = "no record fits it" if resume else "--resume would go on with it"
-                print(f"leeml: {self.part}: left by an interrupted run, written anew ({why})", file=sys.stderr)
+                why = "no record fits it" if resume else "--resume would resume it"
+                print(f"leeml: {self.part}: left by an interrupted run, written again ({why})", file=sys.stderr)
         self._seen = 0  # lines of the input
         self._input = hashlib.blake2b(digest_size=16)
         self._file: BinaryIO | None = None
@@ -129,7 +129,7 @@ class WholeFile:
             if before.get(name) != made_with.get(name):
                 raise DataError(
                     f"{self.part}: made with {name} = {before.get(name)}, now it is {made_with.get(name)}; say the "
-                    "same again, or leave out --resume to start anew"
+                    "same again, or leave out --resume to start again"
                 )
 
     def wants(self, chunk: Sequence[Line]) -> bool:
@@ -147,7 +147,7 @@ class WholeFile:
     def _other_input(self) -> DataError:
         return DataError(
             f"{self.part}: its {self._state['lines']:,} lines were made of other input; give the same again, or leave "
-            "out --resume to start anew"
+            "out --resume to start again"
         )
 
     def write(self, lines: Sequence[str]) -> None:

@@ -547,7 +547,7 @@ def short_label(folder):
     path = folder / "train_labels.txt"
     path.write_text("".join(line.removesuffix(" 0").removesuffix(" 1").removesuffix(" 2") + "\n" if "train3" in line
                             else line + "\n" for line in path.read_text().splitlines()))  # fmt: skip
-    return r"feat/train/train3\.pt: 17 frames, but 16 labels of utterance train3; .*make or copy both anew"
+    return r"feat/train/train3\.pt: 17 frames, but 16 labels of utterance train3; .*make or copy both again"
 
 
 def no_features(folder):
@@ -579,7 +579,7 @@ def no_number(folder):
     x = torch.load(path, weights_only=True)
     x[5, 3] = torch.nan
     torch.save(x, path)
-    return r"train1\.pt: frame 5 has a value that is no finite number; make the features anew"
+    return r"train1\.pt: frame 5 has a value that is no finite number; make the features again"
 
 
 def code(folder):

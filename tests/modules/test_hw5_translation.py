@@ -368,7 +368,7 @@ def test_it_learns(trained):
 
 
 def greedily(module, source):
-    """Translation of a sentence (S,), word by word, everything anew each time."""
+    """Translation of a sentence (S,), token by token, everything again each time."""
     words = [BOS]
     while len(words) <= int(1.2 * len(source) + 10):
         logits = module.net(source.unsqueeze(0), torch.tensor([words]))[0, -1]

@@ -1,4 +1,4 @@
-"""Runs that begin with another run's weights, by commands: on rewards, and one that says all words at once."""
+"""Runs that begin with another run's weights, by commands: on rewards, and one that produces all tokens at once."""
 
 import csv
 import re
@@ -125,7 +125,7 @@ def test_one_that_says_all_words_at_once_begins_with_one_that_goes_word_by_word(
     names = [name.split(", ", 1)[1] for name in rows]
     assert names == [
         "beam 2", "greedy", "1 iteration, 1 length", "4 iterations, 1 length", "10 iterations, 1 length",
-        "10 iterations, 2 lengths", "10 iterations, 2 lengths, judged word by word",
+        "10 iterations, 2 lengths", "10 iterations, 2 lengths, judged token by token",
     ]  # fmt: skip
     judged = next(cells for name, cells in rows.items() if "4 iterations, 1 length" in name)
     assert float(judged.split()[0]) == pytest.approx(bleu, abs=0.006)

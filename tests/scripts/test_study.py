@@ -1,4 +1,4 @@
-"""The machine of `leeml study`: verdicts, what is kept and measured anew, the command line, the page."""
+"""The machine of `leeml study`: verdicts, what is kept and measured again, the command line, the page."""
 
 import json
 import math

@@ -327,7 +327,7 @@ class TestResume:
             stop_after(2, patch)
             said = answer("translate", "--run_dir", run, file, "--output", out)
         assert said.code == 130
-        assert said.err.splitlines() == ["leeml: go on with the same command and --resume", "leeml: stopped"]
+        assert said.err.splitlines() == ["leeml: resume with the same command and --resume", "leeml: stopped"]
         assert not out.exists()
         part = tmp_path / "out.zh.part"
         assert part.read_text().splitlines() == file.read_text().splitlines()[:8]
@@ -393,7 +393,7 @@ class TestResume:
         elif damage:
             record.write_bytes(record.read_bytes()[:20])
         said = works("translate", "--run_dir", run, file, "--output", left, *(["--resume"] if resume else []))
-        assert ("written anew" in said.err) == (bool(damage) or not resume)
+        assert ("written again" in said.err) == (bool(damage) or not resume)
         assert left.read_text() == file.read_text()
         assert sorted(path.name for path in left.parent.glob("out*")) == ["out.zh"]
 

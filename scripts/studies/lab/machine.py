@@ -24,7 +24,7 @@ from scripts import studies
 from scripts.cli.homeworks import data_class
 from scripts.studies.lab.evidence import Finding, Measurements, Study, verdict
 
-KEPT = 1  # form of the kept measurements; another number measures all anew
+KEPT = 1  # form of the kept measurements; another number measures all again
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ REAL = Size(
 
 
 class Judged(NamedTuple):
-    """Of held-out pairs."""
+    """How well a translator does on held-out pairs."""
 
     loss: float
     """Cross-entropy of a token, in nats."""

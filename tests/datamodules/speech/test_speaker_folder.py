@@ -131,7 +131,7 @@ class TestRead:
             (lambda c: c["speakers"].update(bob=[]), "no utterances of bob"),
             (lambda c: c["speakers"].update(bob=[3]), 'utterance 0 of bob has no "feature_path"'),
             (lambda c: c["speakers"]["ann"][1].update(feature_path=7), 'utterance 1 of ann has no "feature_path"'),
-            (lambda c: c.update(n_mels=80), "n_mels is 80; expected 40, make the features anew"),
+            (lambda c: c.update(n_mels=80), "n_mels is 80; expected 40, make the features again"),
             (lambda c: c.pop("n_mels") and None, "n_mels is None; expected 40"),
             (
                 lambda c: c["speakers"]["ann"][1].update(mel_len=0),

@@ -42,7 +42,7 @@ def test_without_the_truth_it_reads_what_it_says(kind):
     net = made(kind)
     memory, target = data(net)
     words = target[:, :1]
-    for _ in range(5):  # greedy, all anew each time
+    for _ in range(5):  # greedy, all again each time
         words = torch.cat([words, net.logits(net.decode(net.embed(words), memory))[:, -1:].argmax(-1)], 1)
     greedy = net.decode(net.embed(words), memory)
     torch.testing.assert_close(by_steps(net, target, memory, 0.0, "argmax"), greedy, **CLOSE)
