@@ -97,7 +97,8 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, path: Path, seconds: float = 10.0) -> None:
         self.path, self.seconds = path, seconds
         self._next = 0.0
-        self._step = -1
+        self._step = -1  # that was saved last
+        self._before = -1  # at the end of the batch before
         self._first = True
         self._end: BaseException | None = None  # what the run is to end with, at the next end of a step
         self._stop = False
@@ -106,6 +107,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing is lost yet."""
         self._next, self._step = time.monotonic() + self.seconds, trainer.global_step
+        self._before = trainer.global_step
         self._end, self._stop = None, False
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGTERM, self._ask)
@@ -149,7 +151,8 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take the state if it is time, and the batch ended an optimizer step."""
-        stepped = trainer.global_step != self._step
+        stepped = trainer.global_step != self._before  # else gradients are being accumulated, which no checkpoint holds
+        self._before = trainer.global_step
         every = trainer.log_every_n_steps if trainer.world_size > 1 else 1  # type: ignore[attr-defined]
         if stepped and trainer.global_step % every == 0 and not trainer.is_last_batch:  # that epoch is not judged yet
             self._take_if(trainer, time.monotonic() > self._next)

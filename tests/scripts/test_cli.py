@@ -430,7 +430,13 @@ def test_last_checkpoint_is_written_within_a_long_epoch(tmp_path, monkeypatch, w
     monkeypatch.setattr("callbacks.checkpoints.time.monotonic", lambda: clock[0])
     often = LastCheckpoint(tmp_path / "last.ckpt", seconds=10)
     often.on_train_start(trainer, None)
-    for clock[0], trainer.global_step in [(9.0, step - 1), (11.0, 0), (11.0, step), (12.0, step), (13.0, 2 * step)]:
+    for clock[0], trainer.global_step in [
+        (9.0, step - 1),
+        (11.0, step - 1),
+        (11.0, step),
+        (12.0, step),
+        (13.0, 2 * step),
+    ]:
         often.on_train_batch_end(trainer, None, None, None, 0)
     assert saved == [step] * saves  # not before its time, not within an accumulated step, not again at once
 

@@ -61,6 +61,18 @@ def test_sigterm_saves_and_the_run_goes_on_exactly(at_step, experiment, sample, 
     assert_same_run(path, trained)
 
 
+@pytest.mark.parametrize("parts", [3, 6])
+def test_sigterm_within_an_accumulated_step(at_step, experiment, sample, tmp_path, parts):
+    """The gradients so far are in no checkpoint, so the step is finished first."""
+    flags = ["--trainer.accumulate_grad_batches", parts, "--data.batch_size", 16]  # 13 batches an epoch
+    works("fit", "--config", experiment, "--data.root", sample, "--run_dir", tmp_path / "whole", *flags)
+    at_step(1, lambda: signal.raise_signal(signal.SIGTERM))  # in the first batch of the second step
+    assert fit(experiment, sample, tmp_path / "run", *flags).code == 143
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    works("fit", "--run_dir", tmp_path / "run", "--resume")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_sigterm_to_all_processes_of_a_run(often, at_step, experiment, sample, trained, tmp_path):
     """Its workers end at once, which is no error of theirs."""
 
