@@ -231,8 +231,8 @@ class HomeworkData(LightningDataModule, ABC):
         ways.append(f"`leeml data sample {self.homework}` for a small generated set")
         return f"Ways to get them: {'; '.join(ways)}. Data elsewhere: --data.root DIR or LEEML_DATA"
 
-    def _has_own(self, verb: str) -> bool:
-        return getattr(type(self), verb).__func__ is not getattr(HomeworkData, verb).__func__
+    def _has_own(self, method: str) -> bool:
+        return getattr(type(self), method).__func__ is not getattr(HomeworkData, method).__func__
 
     def decide(self, predictions: np.ndarray) -> np.ndarray:
         """What the course asks for, from the module's predictions or a mean of several (classes from probabilities)."""

@@ -55,9 +55,9 @@ def select(values: Sequence[np.ndarray], score: Callable[[np.ndarray], float], r
     return (chosen / chosen.sum()).tolist()
 
 
-def open_cli(run: Path, verb: str, rest: Sequence[str]) -> LeemlCLI:
+def open_cli(run: Path, subcommand: str, rest: Sequence[str]) -> LeemlCLI:
     """Run a subcommand of `leeml` on a run."""
-    return run_cli([verb, "--run_dir", str(run), *rest])
+    return run_cli([subcommand, "--run_dir", str(run), *rest])
 
 
 def predictions_of(run: Path, rest: Sequence[str]) -> Predictions:

@@ -72,7 +72,7 @@ class LeemlCLI(LightningCLI):
         settle: Callable[[Any], None] | None = None,
     ) -> None:
         self.early_stopping, self.trust, self.watch, self.settle = early_stopping, trust, watch, settle
-        self.run, self.output, self.verb = run, output, args[0]
+        self.run, self.output, self.asked = run, output, args[0]
         self.typed_configs = [value for flag, value in pairwise(args) if flag == "--config"]
         known_classes()
         words = [word for word in args if not word.startswith("{")]  # what a run's own configuration holds is not typed
@@ -95,7 +95,7 @@ class LeemlCLI(LightningCLI):
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Only the one that is wanted: every further parser costs a tenth of a second."""
-        return {self.verb: LightningCLI.subcommands()[self.verb]}
+        return {self.asked: LightningCLI.subcommands()[self.asked]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run folder's own flags, and the checkpoint that is always kept."""
@@ -425,20 +425,20 @@ class Plan(NamedTuple):
 
 def plan(args: list[str]) -> Plan:
     """Find what the user left open: the configs of a run, its folder, its checkpoint."""
-    verb, known_verbs = args[0], ("fit", "validate", "test", "predict")
-    assert verb in known_verbs
+    subcommand, known = args[0], ("fit", "validate", "test", "predict")
+    assert subcommand in known
     own, rest = own_flags().parse_known_args(args[1:])
     flags = {a.split("=")[0] for a in rest}
     configs = [find_config(c) for c in own.config]
     run = RunFolder(own.run_dir.absolute()) if own.run_dir else None
     ckpt = own.ckpt_path
     typed = typed_names(rest, configs)
-    if verb == "fit":
+    if subcommand == "fit":
         if own.resume.lower() == "true":
             if run is None:
                 raise UsageError("--resume needs --run_dir, the folder of the run to resume")
             if run.config.is_file() or not configs:
-                configs = [run_config(run, verb, typed, own.trust), *configs]
+                configs = [run_config(run, subcommand, typed, own.trust), *configs]
             ckpt = _resumed_from(run, ckpt)
         elif run is not None and run.taken():
             run.own()  # says so where it is in progress
@@ -448,20 +448,20 @@ def plan(args: list[str]) -> Plan:
             raise UsageError("fit needs an experiment, such as --config configs/hw1_covid/medium.yaml; see configs/")
     else:
         if run is None and ckpt is None:
-            raise UsageError(f"{verb} needs a trained run: --run_dir runs/..., or --ckpt_path FILE")
+            raise UsageError(f"{subcommand} needs a trained run: --run_dir runs/..., or --ckpt_path FILE")
         stored = None
         if ckpt in (None, "best", "last"):
             if run is None:
                 raise UsageError(f"--ckpt_path {ckpt} needs --run_dir, the folder of the run it is in")
-            stored = run_config(run, verb, typed, own.trust)
+            stored = run_config(run, subcommand, typed, own.trust)
             if ckpt is None and not (run.checkpoints / "best.ckpt").is_file() and run.resumable():
                 print("leeml: this run has no best.ckpt, as no epoch was validated: last.ckpt it is", file=sys.stderr)
                 ckpt = "last"
             ckpt = str(run.checkpoint(ckpt or "best"))
         if stored is None and run is not None and run.config.is_file():
-            stored = run_config(run, verb, typed, own.trust)
+            stored = run_config(run, subcommand, typed, own.trust)
         elif stored is None and not configs:
-            stored = checkpoint_config(Path(ckpt), verb, typed, own.trust)
+            stored = checkpoint_config(Path(ckpt), subcommand, typed, own.trust)
         configs = [*([stored] if stored else []), *configs]
         if run is None:
             folder = Path(ckpt).absolute().parent
@@ -470,7 +470,7 @@ def plan(args: list[str]) -> Plan:
         rest = [*rest, "--data.dir", "null"]  # a folder of the run's config would win over the flag
     if run is None:
         run = new_run(configs)
-    return Plan(verb, configs, rest, ckpt, run, own.output)
+    return Plan(subcommand, configs, rest, ckpt, run, own.output)
 
 
 def _resumed_from(run: RunFolder, ckpt: str | None) -> str | None:

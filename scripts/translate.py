@@ -55,8 +55,8 @@ def add_options(parser: Parser) -> None:
 
 
 def parse(parser: Parser, args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The verb's flags, and --model.KEY VALUE and --data.KEY VALUE, which change a run's configuration."""
-    verb, *typed = args
+    """The subcommand's flags, and --model.KEY VALUE and --data.KEY VALUE, which change a run's configuration."""
+    subcommand, *typed = args
     own: list[str] = []
     config: list[str] = []
     words = iter(typed)
@@ -65,7 +65,7 @@ def parse(parser: Parser, args: Sequence[str]) -> tuple[argparse.Namespace, list
             own.append(word)
         else:
             config.append(word if "=" in word else f"{word}={next(words, '')}")
-    found = parser.parse_args(own, argparse.Namespace(verb=verb))
+    found = parser.parse_args(own, argparse.Namespace(subcommand=subcommand))
     for name in ("beam", "length_penalty"):
         if (value := getattr(found, name)) is not None:
             config.append(f"--model.{name}={value}")

@@ -52,7 +52,7 @@ def typed_names(words: Iterable[str], configs: Iterable[str] = ()) -> set[str]:
     return {name for text in (*words, *texts) for name in re.findall(r"[A-Za-z_][\w.]*", text)}
 
 
-def run_config(run: RunFolder, verb: str, typed: Iterable[str], trust: bool) -> str:
+def run_config(run: RunFolder, subcommand: str, typed: Iterable[str], trust: bool) -> str:
     """What a subcommand uses of a run's config.yaml, as one line for the parser.
 
     Raises:
@@ -61,13 +61,13 @@ def run_config(run: RunFolder, verb: str, typed: Iterable[str], trust: bool) -> 
     if not run.config.is_file():
         raise DataError(f"{run.path}: no config.yaml here, so this is not the folder of a run (see runs/)")
     config = read_yaml(run.config)
-    return inline(trusted(config, run.config, verb, run.path, trust=trust, typed={*typed}))
+    return inline(trusted(config, run.config, subcommand, run.path, trust=trust, typed={*typed}))
 
 
-def checkpoint_config(path: Path, verb: str, typed: Iterable[str], trust: bool) -> str:
+def checkpoint_config(path: Path, subcommand: str, typed: Iterable[str], trust: bool) -> str:
     """The same of the configuration in a checkpoint."""
     config = load_checkpoint(path)["config"]
-    return inline(trusted(config, path, verb, path.parent, trust=trust, typed={*typed}))
+    return inline(trusted(config, path, subcommand, path.parent, trust=trust, typed={*typed}))
 
 
 def from_config(

@@ -235,14 +235,14 @@ class Check:
 
 
 def trusted(
-    config: Any, source: Path, verb: str, folder: Path, *, trust: bool, typed: Collection[str] = ()
+    config: Any, source: Path, subcommand: str, folder: Path, *, trust: bool, typed: Collection[str] = ()
 ) -> dict[str, Any]:
     """What a subcommand uses of a run's configuration, when nothing in it is dangerous.
 
     Args:
         config: Of a run, as data.
         source: Where it stands, for messages.
-        verb: The subcommand. All but fit use the model, the data, and where to compute.
+        subcommand: The subcommand. All but fit use the model, the data, and where to compute.
         folder: Of the run.
         trust: Whether the user allows all that this run names.
         typed: Names that the user has typed.
@@ -252,7 +252,7 @@ def trusted(
     """
     if not isinstance(config, dict):
         raise DataError(f"{source}: holds no configuration of a run")
-    training = verb == "fit"
+    training = subcommand == "fit"
     given, unused = dict(config), {}
     if not training and isinstance(config.get("trainer"), dict):
         given["trainer"] = {k: v for k, v in config["trainer"].items() if k in ASKED and not isinstance(v, dict | list)}
@@ -282,5 +282,5 @@ def trusted(
     for key, what in wrong:
         print(f"leeml: note: {source}: {key} {what}; --trust allows it", file=sys.stderr)
     for key, what in spare.wrong:
-        print(f"leeml: note: {source}: {key} {what}; {verb} needs none of it, and leaves it out", file=sys.stderr)
+        print(f"leeml: note: {source}: {key} {what}; {subcommand} needs none of it, and leaves it out", file=sys.stderr)
     return given if trust else found

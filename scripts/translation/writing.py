@@ -198,7 +198,7 @@ def whole_file(
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     made_with = {
-        "verb": own.verb,
+        "subcommand": own.subcommand,
         "checkpoints": digests,
         "flags": " ".join(models[0][1]),
         "max_tokens": own.max_tokens,
