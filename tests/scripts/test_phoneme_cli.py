@@ -33,7 +33,7 @@ model:
   class_path: PhonemeClassifier
   init_args:
     optimizer: {class_path: AdamW, init_args: {lr: 0.03}}
-    net: {class_path: modules.nets.recurrent.Recurrent, init_args: {hidden: 8}}
+    net: {class_path: modules.nets.frame_encoders.TransformerFrames, init_args: {d_model: 16, d_ff: 32}}
     members: 2
     augment: [{class_path: modules.nets.spec_augment.SpecAugment}]
     smoothing: 0.5
@@ -211,7 +211,7 @@ def test_a_mistake_in_leeml_data(tmp_path, args, code, says):
     [
         ("window", ["--data.window", "4"], ["data.window is 4", "odd"]),
         ("window", ["--data.window", "null"], ["data.window", "WindowMLP", "a number of frames"]),
-        ("whole", ["--data.window", "3"], ["data.window is 3", "Recurrent", "null"]),
+        ("whole", ["--data.window", "3"], ["data.window is 3", "TransformerFrames", "null"]),
         ("window", ["--data.split", "speaker"], ["speakers are not known", "data.split to utterance"]),
         (
             "window",
