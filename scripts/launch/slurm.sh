@@ -2,7 +2,7 @@
 # SLURM: sbatch [--nodes=2 --gpus-per-node=8 --time=4:00:00 --partition=...] scripts/launch/slurm.sh RUN_DIR \
 #          --config configs/hw3_food/strong.yaml [more flags of leeml fit]
 # Run it in the project's folder, with `leeml` on the PATH. Two minutes before the time is over, or when the job is
-# preempted, the run saves its state; the job is put back in the queue, and goes on from there to the same weights.
+# preempted, the run saves its state; the job is put back in the queue, and goes on from there.
 #SBATCH --job-name=leeml
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
