@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "translate": ("translate", "translate lines of text with a run of HW5: --run_dir DIR [FILE] [--output FILE]"),
     "distill": ("distill", "write a run's translations of its own training pairs: --run_dir DIR --output FILE.tsv"),
     "kfold": ("kfold", "cross-validation and an ensemble of the folds: --config ... --folds 5"),
+    "tune": ("tune", "search hyper-parameters by Optuna: tune configs/sweeps/hw1_covid.yaml --trials 20"),
     "runs": ("runs", "list runs with their scores: runs [DIR], or what differs between two: runs diff A B"),
     "doctor": ("doctor", "versions, devices, data, fonts, disk: what a bug report should hold"),
     "ensemble": ("ensemble", "one submission from several runs of HW1 to HW4: ensemble RUN RUN ... [--weights search]"),

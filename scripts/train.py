@@ -552,7 +552,7 @@ def run_cli(
         if fits and first and (run.trained or isinstance(error, KeyboardInterrupt | SystemExit)):
             if isinstance(error, NotFiniteError):  # it says itself how
                 pass
-            elif run.resumable():
+            elif run.resumable() or (again and watch is not None):
                 print(f"leeml: resume with: {again or f'leeml fit --run_dir {run.path} --resume'}", file=sys.stderr)
             else:
                 print("leeml: nothing was saved yet: the same command starts over", file=sys.stderr)
