@@ -15,6 +15,7 @@ from modules.nets.attention import MultiHeadAttention
 from modules.nets.embedder import Embedder
 from modules.nets.frame_encoders import TransformerFrames
 from modules.nets.margin import MarginSoftmax
+from modules.nets.mlp import Activation
 from modules.nets.pooling import POOLINGS
 from modules.pictures.classifiers import attention_maps, confusion_matrix, embedding
 from modules.verification import EqualErrorRate
@@ -32,13 +33,14 @@ class SpeakerClassifier(Classifier):
         net: Encoder of frames, called with the width of the input: (B, T, D), mask (B, T) -> (B, T, net.out). Default:
             TransformerFrames.
         pooling: From frames to one vector: mean, max, statistics or attentive (see modules/nets/pooling.py).
-        hidden: Width of a linear layer and ReLU after pooling, as in the course's code; null: none.
+        hidden: Width of a linear layer after pooling, as in the course's code; null: none.
         head: Called with the widths of embedding and output, such as MarginSoftmax; null: a linear layer.
         members: Networks trained side by side on the same batches, from other weights.
         dropout: Of the embedding, before the head.
         label_smoothing: Share of the target spread evenly over all speakers.
         normalise: Subtract each utterance's mean from every band first: a channel's colour falls away.
         augment: What is done to the stretches in training, such as SpecAugment: modules that take (x, mask).
+        activation: After the hidden layer: relu in the course's code of 2021 and 2022, sigmoid in that of 2023.
     """
 
     homework: ClassVar[str] = "hw4_speaker"
@@ -55,12 +57,13 @@ class SpeakerClassifier(Classifier):
         label_smoothing: float = 0.0,
         normalise: bool = False,
         augment: list[nn.Module] | None = None,
+        activation: Activation = "relu",
     ) -> None:
         super().__init__(optimizer, members, label_smoothing)
         check_shares(dropout=dropout)
         self.save_hyperparameters(ignore=["optimizer", "net", "head", "augment"])
         self.new_net: Callable[..., nn.Module] = net or TransformerFrames
-        self.pooling, self.hidden = pooling, hidden
+        self.pooling, self.hidden, self.activation = pooling, hidden, activation
         self.new_head: Callable[[int, int], nn.Module] = head or nn.Linear
         self.dropout, self.normalise, self.augment = dropout, normalise, nn.ModuleList(augment or [])
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -72,7 +75,8 @@ class SpeakerClassifier(Classifier):
         self.nets, self.heads = nn.ModuleList(), nn.ModuleList()
         for _ in range(self.members):
             encoder: Any = self.new_net(facts["features"])
-            net = Embedder(encoder, POOLINGS[self.pooling](encoder.out), self.hidden, self.dropout)
+            pool = POOLINGS[self.pooling](encoder.out)
+            net = Embedder(encoder, pool, self.hidden, self.dropout, self.activation)
             self.nets.append(net)
             self.heads.append(self.new_head(net.out, count))
         self.build_metrics(

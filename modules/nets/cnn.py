@@ -1,4 +1,4 @@
-"""The course's CNN for images, with pooling, or without it as AlphaGo's."""
+"""The course's CNNs for images, with pooling, or without it as AlphaGo's."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -7,18 +7,19 @@ from torch import Tensor, nn
 
 
 class ConvBlock(nn.Sequential):
-    """3 x 3 convolution, batch norm, ReLU, half the height and width: (B, C, H, W) -> (B, D, H/2, W/2)."""
+    """3 x 3 convolution, batch norm, ReLU, a share of the height and width: (B, C, H, W) -> (B, D, H/by, W/by)."""
 
-    def __init__(self, channels: int, out: int, shrink: Literal["pool", "stride"]) -> None:
+    def __init__(self, channels: int, out: int, shrink: Literal["pool", "stride"], by: int = 2) -> None:
         pool = shrink == "pool"
-        conv = nn.Conv2d(channels, out, 3, stride=1 if pool else 2, padding=1)
-        super().__init__(conv, nn.BatchNorm2d(out), nn.ReLU(), *([nn.MaxPool2d(2)] if pool else []))
+        conv = nn.Conv2d(channels, out, 3, stride=1 if pool else by, padding=1)
+        super().__init__(conv, nn.BatchNorm2d(out), nn.ReLU(), *([nn.MaxPool2d(by)] if pool else []))
 
 
 class CNN(nn.Module):
-    """Five blocks and three linear layers: the course's network of 2022 and 2023 (12,833,803 parameters, 11 classes).
+    """Blocks and linear layers; by default the course's network of 2022 and 2023 (12,833,803 parameters, 11 classes).
 
-    Whatever the size of the images, the features are brought to 4 x 4 (at the course's 128 pixels they are).
+    That of 2021 has channels [64, 128, 256], hidden [256, 256], by [2, 2, 4] and grid 8 (4,634,891 parameters).
+    Whatever the size of the images, the features are brought to grid x grid (at the course's 128 pixels they are).
 
     Args:
         num_classes: Width of the output.
@@ -27,6 +28,11 @@ class CNN(nn.Module):
         dropout: Share of the inputs of each linear layer that is dropped.
         shrink: pool, as the course; or stride, a network without pooling (Springenberg et al. 2015,
             arXiv 1412.6806): what pooling throws away may matter, as it does on a Go board (Silver et al. 2016).
+        by: What each block divides height and width by; null: 2.
+        grid: Height and width of the features that the linear layers see.
+
+    Raises:
+        ValueError: `by` has not a number for each block.
     """
 
     def __init__(
@@ -36,12 +42,17 @@ class CNN(nn.Module):
         hidden: Sequence[int] = (1024, 512),
         dropout: float = 0.0,
         shrink: Literal["pool", "stride"] = "pool",
+        by: Sequence[int] | None = None,
+        grid: int = 4,
     ) -> None:
         super().__init__()
-        pairs = zip((3, *channels), channels, strict=False)
-        self.features = nn.Sequential(*(ConvBlock(before, after, shrink) for before, after in pairs))
-        self.grid = nn.AdaptiveAvgPool2d(4)
-        widths = (16 * channels[-1], *hidden)
+        by = by or [2] * len(channels)
+        if len(by) != len(channels):
+            raise ValueError(f"by has {len(by)} numbers, but channels has {len(channels)}; expected one for each block")
+        blocks = zip((3, *channels), channels, by, strict=False)
+        self.features = nn.Sequential(*(ConvBlock(before, after, shrink, part) for before, after, part in blocks))
+        self.grid = nn.AdaptiveAvgPool2d(grid)
+        widths = (grid**2 * channels[-1], *hidden)
         layers: list[nn.Module] = []
         for before, after in zip(widths, hidden, strict=False):
             layers += [nn.Dropout(dropout), nn.Linear(before, after), nn.ReLU()]
