@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "test": ("train", "score it on labelled test data, else on the held-out rows: --run_dir DIR [--data.root DIR]"),
     "predict": ("train", "write the course's submission file: --run_dir DIR [--data.root DIR] [--output FILE]"),
     "translate": ("translate", "translate lines of text with a run of HW5: --run_dir DIR [FILE] [--output FILE]"),
+    "demo": ("demo", "try trained runs by hand, on a page in the browser: --run_dir RUN [RUN ...]"),
     "distill": ("distill", "write a run's translations of its own training pairs: --run_dir DIR --output FILE.tsv"),
     "kfold": ("kfold", "cross-validation and an ensemble of the folds: --config ... --folds 5"),
     "tune": ("tune", "search hyper-parameters by Optuna: tune configs/sweeps/hw1_covid.yaml --trials 20"),

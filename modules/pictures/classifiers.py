@@ -207,27 +207,32 @@ def embedding(layers: dict[str, Tensor], labels: Tensor, classes: Sequence[str])
 
 
 @with_fonts
-def labelled_frames(x: Tensor, tracks: dict[str, Tensor], classes: Sequence[str], seconds: float = 0.01) -> Figure:
-    """Features over time, and below them rows of labels, such as true and predicted phones.
+def labelled_frames(
+    x: Tensor, tracks: dict[str, Tensor], classes: Sequence[str], seconds: float = 0.01, above: bool = False
+) -> Figure:
+    """Features over time, and below or above them rows of labels, such as true and predicted phones.
 
     Args:
         x: (T, D), drawn with the first feature at the bottom.
         tracks: Name -> labels (T,); a run of one label is one box, with its name where there is room for it.
         classes: Their names.
         seconds: Of a frame.
+        above: Whether the labels stand above the features.
     """
     length = len(x) * seconds
     inches = max(6.0, min(5 * length, 20.0))
     figure = Figure(figsize=(inches, 2.5 + 0.5 * len(tracks)), layout="constrained")
-    top, *below = figure.subplots(
-        1 + len(tracks), 1, sharex=True, height_ratios=[5.0, *(1.0 for _ in tracks)], squeeze=False
-    ).flat
-    top.imshow(
+    heights = [5.0, *(1.0 for _ in tracks)]
+    panels = list(
+        figure.subplots(len(heights), 1, sharex=True, height_ratios=heights[:: -1 if above else 1], squeeze=False).flat
+    )
+    frames, rows = (panels[-1], panels[:-1]) if above else (panels[0], panels[1:])
+    frames.imshow(
         x.cpu().float().T.numpy(), origin="lower", aspect="auto", extent=(0, length, 0, x.shape[1]), cmap="magma"
     )
-    top.set_yticks([])
+    frames.set_yticks([])
     colours = _colours(len(classes))
-    for axes, (track, labels) in zip(below, tracks.items(), strict=True):
+    for axes, (track, labels) in zip(rows, tracks.items(), strict=True):
         runs, counts = labels.cpu().unique_consecutive(return_counts=True)
         start = 0
         for label, count in zip(runs.tolist(), counts.tolist(), strict=True):
@@ -241,7 +246,7 @@ def labelled_frames(x: Tensor, tracks: dict[str, Tensor], classes: Sequence[str]
             start += count
         axes.set_yticks([])
         axes.set_ylabel(track, rotation=0, ha="right", va="center")
-    below[-1].set_xlabel("seconds")
+    panels[-1].set_xlabel("seconds")
     return figure
 
 

@@ -8,12 +8,21 @@ from typing import NamedTuple
 
 import pytest
 
+from datamodules import generated
 from datamodules.generated import write_covid, write_translation
 from scripts.leeml import main
 from scripts.studies.lab import machine
 from scripts.studies.lab.evidence import verdict
 from scripts.studies.lab.page import page
 
+OLD = Path(__file__).parent.parent / "old_runs"
+WRITERS = {
+    "hw1_covid": generated.write_covid,
+    "hw2_phoneme": generated.write_phonemes,
+    "hw3_food": generated.write_food,
+    "hw4_speaker": generated.write_speakers,
+    "hw5_translation": generated.write_translation,
+}
 EXPERIMENT = """\
 model:
   class_path: CovidRegressor
@@ -78,6 +87,20 @@ def few_pairs(tmp_path_factory):
     root = tmp_path_factory.mktemp("pairs")
     for path in write_translation(root / "hw5_translation" / "sample"):
         path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:160]), encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="session")
+def old_data(tmp_path_factory):
+    """Root of the generated data that the old runs were trained on."""
+    root = tmp_path_factory.mktemp("old_data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generated, "FOOD_IMAGES", {"training": 4, "validation": 1, "test": 1, "unlabeled": 0})
+        patch.setattr(generated, "SPOKEN", {"train": 12, "test": 3})
+        patch.setattr(generated, "HEARD", {"train": 4, "test": 1})
+        patch.setattr(generated, "PAIRS", {"raw": 200, "test": 20})
+        for homework, write in WRITERS.items():
+            write(root / homework / "sample")
     return root
 
 

@@ -5,34 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import works
-
-from datamodules import generated
+from conftest import OLD, WRITERS, works
 
 pytestmark = pytest.mark.slow
-
-OLD = Path(__file__).parent.parent / "old_runs"
-WRITERS = {
-    "hw1_covid": generated.write_covid,
-    "hw2_phoneme": generated.write_phonemes,
-    "hw3_food": generated.write_food,
-    "hw4_speaker": generated.write_speakers,
-    "hw5_translation": generated.write_translation,
-}
-
-
-@pytest.fixture(scope="module")
-def old_data(tmp_path_factory):
-    """Root of the generated data that the old runs were trained on."""
-    root = tmp_path_factory.mktemp("old_data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generated, "FOOD_IMAGES", {"training": 4, "validation": 1, "test": 1, "unlabeled": 0})
-        patch.setattr(generated, "SPOKEN", {"train": 12, "test": 3})
-        patch.setattr(generated, "HEARD", {"train": 4, "test": 1})
-        patch.setattr(generated, "PAIRS", {"raw": 200, "test": 20})
-        for homework, write in WRITERS.items():
-            write(root / homework / "sample")
-    return root
 
 
 @pytest.mark.parametrize("homework", WRITERS)
