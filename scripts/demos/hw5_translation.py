@@ -68,6 +68,7 @@ def source_of(model: Translator, text: str | None) -> Tensor:
             f"This text has {len(text):,} characters; expected one sentence of at most {MOST:,}. For whole files there "
             "is leeml translate."
         )
+    text = text.encode(errors="replace").decode()  # a browser may send half of a character
     cleaned = CLEAN[model.facts["source"]](text)
     if not cleaned:
         raise DataError("Nothing is left of this sentence when it is cleaned as the training data: (brackets) go.")

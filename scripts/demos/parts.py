@@ -39,7 +39,7 @@ class Trained(NamedTuple):
     examples: list[dict[str, Any]]
     """Batches of one held-out sample each, as the validation has them; none where the data is not here."""
     note: str
-    """Why there are no examples; else empty."""
+    """Why there are no examples, for the terminal; else empty."""
 
 
 def open_run(run: Path, flags: Sequence[str], trust: bool) -> Trained:
@@ -65,7 +65,7 @@ def open_run(run: Path, flags: Sequence[str], trust: bool) -> Trained:
         data.setup("validate")
         found, note = held_out(data, EXAMPLES), ""
     except (DataError, OSError) as error:
-        found, note = [], f"No examples, as the data of this run was not found: {error}"
+        found, note = [], f"no examples, as its data was not found: {error}"
     return Trained(run.name, model, data, found, note)
 
 
@@ -122,7 +122,7 @@ def example_row(run: Trained, labels: Sequence[str]) -> Any:
     import gradio as gr
 
     if not labels:
-        gr.Markdown(escape(run.note), elem_classes="note")
+        gr.Markdown("No examples: the data of this run was not found (the terminal says where).", elem_classes="note")
         return None
     shown = [[label if len(label) <= 90 else f"{label[:89]}…"] for label in labels]
     return gr.Dataset(

@@ -319,9 +319,10 @@ SEEN = (
     + """return [...panel.querySelectorAll(arguments[0])].filter(
   part => part.offsetParent && (part.tagName != 'IMG' || part.naturalWidth > 0)).length"""
 )
-EXAMPLE = ".gallery-item, .thumbnail-item"
+TEXT = PANEL + "const found = panel.querySelector(arguments[0]); return found && found.innerText"
+EXAMPLE = "button.gallery-item, button.thumbnail-item"
 ANSWERS = {
-    "HW1": "svg.days .new", "HW2": ".scrolled img.wide", "HW3": ".scrolled img.whole", "HW4": "table.leeml td",
+    "HW1": ".big", "HW2": ".scrolled img.wide", "HW3": ".scrolled img.whole", "HW4": "table.leeml td",
     "HW5": "table.attention td",
 }  # fmt: skip
 
@@ -339,8 +340,12 @@ def test_every_tab_answers(browser, served, width):
     assert browser.run(TABS) == list(ANSWERS)
     for tab, shown in ANSWERS.items():
         browser.wait(OPEN, tab)
+        before = browser.run(TEXT, shown)
         browser.wait(CLICK, EXAMPLE)
         browser.wait(SEEN, shown)
+        browser.wait(
+            f"const [css, before] = arguments; return (function () {{ {TEXT} }})(css) !== before", shown, before
+        )
         if tab == "HW5":
             browser.wait(
                 f"{PANEL} return [...panel.querySelectorAll('.race')].every(x => x.innerText.includes('done'))"
