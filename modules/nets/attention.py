@@ -15,6 +15,14 @@ def padding_mask(lengths: Tensor, length: int) -> Tensor:
     return torch.arange(length, device=lengths.device) < lengths[:, None]
 
 
+def every_nth(mask: Tensor, stride: int) -> Tensor:
+    """The mask of every stride-th frame, (B, T) -> (B, ceil(T / stride)).
+
+    As mask[:, ::stride], in the words that `stacked` uses for the frames: torch.export then sees that both lengths agree.
+    """
+    return mask if stride == 1 else mask.unfold(1, 1, stride).any(2)
+
+
 def key_mask(valid: Tensor | None) -> Tensor | None:
     """The attention mask that hides padded keys from every query and head: (B, T) -> (B, 1, 1, T)."""
     return None if valid is None else valid[:, None, None, :]

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from modules.nets.attention import every_nth
 from modules.nets.dropout import Dropout
 from modules.nets.mlp import ACTIVATIONS, Activation
 
@@ -40,4 +41,4 @@ class Embedder(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D), mask (B, T) -> (B, out)."""
         encoded = self.encoder(x, mask)
-        return self.last(self.pool(encoded, None if mask is None else mask[:, :: self.stride]))
+        return self.last(self.pool(encoded, None if mask is None else every_nth(mask, self.stride)))

@@ -6,6 +6,7 @@ Masks are (B, T) bool, True = valid. What is put out for padded frames means not
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modules.nets.attention import every_nth
 from modules.nets.conformer import ConformerBlock
 from modules.nets.positions import Positions, absolute_positions
 from modules.nets.transformer import Activation, Encoder, EncoderLayer, Norm
@@ -95,5 +96,5 @@ class ConformerFrames(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, features), mask (B, T) -> (B, ceil(T / stride), out), whose mask is mask[:, ::stride]."""
         if mask is not None and self.stride > 1:
-            x, mask = x.masked_fill(~mask.unsqueeze(-1), 0.0), mask[:, :: self.stride]
+            x, mask = x.masked_fill(~mask.unsqueeze(-1), 0.0), every_nth(mask, self.stride)
         return self.encoder(self.prenet(stacked(x, self.stride)), mask)

@@ -132,9 +132,9 @@ class DecoderLayer(nn.Module):
         return self.dropout(self.self_attn(x, None, mask, self.causal, cache=cache))
 
     def _attend_memory(self, x: Tensor, memory: Tensor | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        if cache is None or cache.keys is None or len(cache.keys) == len(x):
+        if cache is None or cache.keys is None or cache.keys.shape[0] == x.shape[0]:  # len() would be fixed by export
             return self.dropout(self.multihead_attn(x, memory, mask, cache=cache))
-        beams = x.reshape(len(cache.keys), -1, x.shape[2])  # those of a sentence ask its one memory side by side
+        beams = x.reshape(cache.keys.shape[0], -1, x.shape[2])  # those of a sentence ask its one memory side by side
         return self.dropout(self.multihead_attn(beams, None, mask, cache=cache)).view_as(x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
