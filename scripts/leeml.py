@@ -27,6 +27,7 @@ SUBCOMMANDS = {
     "runs": ("runs", "list runs with their scores: runs [DIR], or what differs between two: runs diff A B"),
     "doctor": ("doctor", "versions, devices, data, fonts, disk: what a bug report should hold"),
     "ensemble": ("ensemble", "one submission from several runs of HW1 to HW4: ensemble RUN RUN ... [--weights search]"),
+    "export": ("export", "a run as a folder that needs no leeml: --run_dir DIR [--format onnx | torch] [--output DIR]"),
     "data": ("data", "get data and look at it: sample | fetch | prepare | describe <homework> [DIR]"),
     "bench": ("bench", "measure speed and accuracy against plain references: bench hw1_covid"),
     "study": ("study", "try an idea of the lectures, claim by claim: study list | NAME | all --report DIR"),

@@ -18,7 +18,7 @@ def padding_mask(lengths: Tensor, length: int) -> Tensor:
 def every_nth(mask: Tensor, stride: int) -> Tensor:
     """The mask of every stride-th frame, (B, T) -> (B, ceil(T / stride)).
 
-    As mask[:, ::stride], in the words that `stacked` uses for the frames: torch.export then sees that both lengths agree.
+    As mask[:, ::stride], by the steps that `stacked` takes with frames: torch.export then sees that both lengths agree.
     """
     return mask if stride == 1 else mask.unfold(1, 1, stride).any(2)
 

@@ -104,7 +104,7 @@ class RecurrentSeq2Seq(Seq2Seq):
     def _run(self, embedded: Tensor, memory: Memory, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
         x = self.dropout(embedded)
         (outputs,) = memory.outputs
-        beams = x.reshape(len(outputs), -1, x.shape[2])  # those of a sentence ask its one memory side by side
+        beams = x.reshape(outputs.shape[0], -1, x.shape[2])  # those of a sentence ask its one memory side by side
         asked = self.attention(beams, outputs, memory.mask).view_as(x)
         out, hidden = self.decoder.run(asked, None, hidden)
         assert hidden is not None
