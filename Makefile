@@ -9,7 +9,7 @@ BIN = .venv/bin
 
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: install constraints train lint check test
+.PHONY: install constraints train lint check test docs
 install: .venv/installed
 
 # uv where it is on PATH, else pip; bytecode is compiled when a module is first imported
@@ -48,3 +48,7 @@ check: lint
 
 test: lint
 	$(BIN)/pytest
+
+# the site, into site/index.html; `.venv/bin/mkdocs serve` shows changes while one writes
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

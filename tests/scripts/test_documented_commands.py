@@ -62,7 +62,7 @@ def test_a_documented_command_is_understood(page, line, run, monkeypatch):
     words = re.split(r" (?:\||&&|;|>) ", line)[0].split()
     subcommand = words[0]
     if subcommand in ("validate", "test", "predict", "fit"):
-        for config in (PROJECT / "configs" / page.removesuffix(".md")).glob("simple.yaml"):
+        for config in (PROJECT / "configs" / page.split(".")[0]).glob("simple.yaml"):
             shutil.copy(config, run / "config.yaml")
         for i, flag in enumerate(words[:-1]):
             if flag == "--run_dir" and (subcommand != "fit" or "--resume" in words):
