@@ -40,8 +40,8 @@ LANGUAGES = {
         "ideas": "課堂觀念", "claim": "主張", "verdict": "結論", "quick": "產生的資料", "full":
         "`--full`", "none": "還沒有記錄結論。", "run": "自己跑一次", "code": "程式碼在哪裡",
         "line": "行", "source": "出處", "holds": "成立", "does not hold": "不成立",
-        "not clear": "無法確定", "about": "每個觀念都是一句可能不成立的主張，加上一個驗證它的實驗。結論如何計算、由哪一部分決定："
-        "[從筆記到程式碼](../notes.md)（英文）。",
+        "not clear": "無法確定", "about": "每個觀念都是一句可能不成立的主張，加上一個驗證它的實驗。"
+        "結論如何計算、由哪一部分決定：[從筆記到程式碼](../notes.md)（英文）。",
     },
 }  # fmt: skip
 """What the idea pages say, by the suffix of the language."""
@@ -102,7 +102,9 @@ def idea(name: str, study: Study[Any], suffix: str) -> str:
     for place in study.code:
         text, line = source(place)
         path, _, member = place.partition(":")
-        lines.append(f'??? quote "`{member}`, {say["line"]} {line}: `{path}`"\n\n' + indented(f"```python\n{text}\n```"))
+        lines.append(
+            f'??? quote "`{member}`, {say["line"]} {line}: `{path}`"\n\n' + indented(f"```python\n{text}\n```")
+        )
         if path.split("/")[0] in PACKAGES:
             place = path.removesuffix(".py")
             public = member.partition("._")[0]  # the API shows no private members
@@ -144,7 +146,7 @@ def modules() -> dict[str, str]:
 
 def api_index() -> str:
     """All modules with the first line of their docstrings."""
-    rows = "\n".join(f"| [`{place}.py`]({place}.md) | {said.replace('|', chr(92) + '|')} |" for place, said in modules().items())
+    rows = "\n".join(f"| [`{place}.py`]({place}.md) | {said} |" for place, said in modules().items())
     return f"# API\n\nWritten from the docstrings.\n\n| file | what it holds |\n|---|---|\n{rows}\n"
 
 

@@ -50,7 +50,8 @@ def test_a_study_without_a_verdict_says_so(monkeypatch):
 
 def test_links_of_made_pages_lead_somewhere(made):
     for path, text in made.items():
-        for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)):
+        prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
+        for link in re.findall(r"\]\(([^)\s]+)\)", prose):
             if "://" not in link:
                 target = posixpath.normpath(posixpath.join(posixpath.dirname(path), link.partition("#")[0]))
                 assert target in made or (ROOT / "docs" / target).is_file(), f"{path}: {link}"
