@@ -24,19 +24,21 @@ STYLE = """
 .scrolled { overflow: auto; max-width: 100%; max-height: 560px; }
 .scrolled img.whole { width: 100%; max-width: 640px; } .scrolled img.wide { max-width: none; }
 .phones { font-family: var(--font-mono); overflow-wrap: anywhere; }
-table.leeml { width: 100%; border-collapse: collapse; border: 0; }
+table.leeml { width: 100%; border-collapse: collapse; }
+table.leeml, table.leeml tr, table.attention, table.attention tr { border: 0 !important; }
 table.leeml th { text-align: left; font-size: 13px; color: var(--body-text-color-subdued); }
-table.leeml td, table.leeml th { padding: 3px 8px; border: 0; border-bottom: 1px solid #8882; }
+table.leeml td, table.leeml th { padding: 3px 8px; border: 0 !important; }
 table.leeml tr { background: linear-gradient(90deg, #3b82f633 var(--share), transparent var(--share)); }
 table.attention { border-collapse: collapse; font-size: 13px; }
-table.attention th { font-weight: 400; border: 0; padding: 1px 5px; text-align: right; white-space: nowrap; }
+table.attention th { font-weight: 400; border: 0 !important; padding: 1px 5px; text-align: right; white-space: nowrap; }
 table.attention tr:first-child th { vertical-align: bottom; padding: 4px 1px; }
 table.attention tr:first-child span { writing-mode: vertical-rl; transform: rotate(180deg); }
 table.attention td { min-width: 22px; height: 22px; border: 1px solid #8883; background: rgb(29 78 216 / var(--w)); }
 .races { display: flex; flex-wrap: wrap; gap: 16px; } .race { flex: 1 1 280px; min-width: 0; }
 .race small, .race i { color: var(--body-text-color-subdued); }
-.chips { display: flex; flex-wrap: wrap; gap: 4px; margin: 6px 0; min-height: 32px; }
+.chips { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 4px; margin: 6px 0; min-height: 32px; }
 .chips span { padding: 2px 7px; border-radius: 6px; background: #8882; } .chips span.new { background: #60a5fa88; }
+.examples .grid-wrap { min-height: 0 !important; }
 svg.days { max-width: 420px; width: 100%; } svg.days text { font-size: 10px; text-anchor: middle; fill: currentColor; }
 svg.days polyline { fill: none; stroke: #94a3b8; stroke-width: 2; } svg.days .old { fill: #64748b; }
 svg.days .new { fill: #2563eb; }

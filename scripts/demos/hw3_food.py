@@ -85,7 +85,7 @@ def _add_run(run: Trained) -> None:
                 gallery = gr.Gallery(
                     [(e["x"][0].permute(1, 2, 0).numpy(), classes[int(e["y"][0])]) for e in run.examples],
                     label="Held-out examples: click one", columns=3, allow_preview=False, height="auto", format="png",
-                    interactive=False, elem_classes="examples",
+                    interactive=False, elem_classes="examples", buttons=[],
                 )  # fmt: skip
             else:
                 gallery = example_row(run, [])

@@ -266,6 +266,15 @@ def test_a_run_without_its_data_has_no_examples(tmp_path):
     assert any("was not found" in str(block.value) for block in page.blocks.values() if hasattr(block, "value"))
 
 
+def test_a_port_that_is_taken(opened):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(DataError, match=f"--port {port}: .*choose another one"):
+            demo.serve(demo.page_of([opened["hw3_food"]]), "127.0.0.1", port, block=False)
+
+
 @pytest.fixture(scope="module")
 def served(opened, masked):
     """Address of a page with all homeworks, and its gr.Blocks."""
@@ -327,6 +336,18 @@ ANSWERS = {
 }  # fmt: skip
 
 
+MARK = (
+    PANEL
+    + """document.querySelectorAll('#upload').forEach(part => part.removeAttribute('id'));
+const input = panel.querySelector('input[type=file]'); if (input) input.id = 'upload'; return Boolean(input)"""
+)
+SLIDE = (
+    PANEL
+    + """const range = panel.querySelector('input[type=range]'); range.value = range.max;
+range.dispatchEvent(new Event('input', {bubbles: true}))"""
+)
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     with chromium(tmp_path_factory.mktemp("browser")) as window:
@@ -359,7 +380,8 @@ def test_the_page_lives_on_after_bad_input(browser, served, tmp_path):
     browser.open(served[0], 1280)
     browser.wait(OPEN, "HW3")
     (tmp_path / "broken.jpg").write_bytes(b"no image")
-    browser.upload("input[type=file][accept*='image']", tmp_path / "broken.jpg")
+    browser.wait(MARK)
+    browser.upload("#upload", tmp_path / "broken.jpg")
     browser.wait(HOLDS, "This file is no image")
     browser.wait(CLICK, EXAMPLE)
     browser.wait(SEEN, ANSWERS["HW3"])
@@ -370,3 +392,30 @@ def test_the_page_lives_on_after_bad_input(browser, served, tmp_path):
     browser.wait(CLICK, EXAMPLE)
     browser.wait(SEEN, ANSWERS["HW5"])
     assert not browser.run(HOLDS, "Write a sentence first")
+    browser.wait(OPEN, "HW4")
+    browser.wait(MARK)
+    browser.upload("#upload", wav(tmp_path, tone(0.1)))
+    browser.wait(f"{PANEL} return panel.querySelectorAll('audio, .waveform-container').length")
+    browser.wait(CLICK, "button.primary")
+    browser.wait(HOLDS, "lasts 0.10 s, which is too short")
+    browser.wait(CLICK, EXAMPLE)
+    browser.wait(SEEN, ANSWERS["HW4"])
+
+
+def test_what_is_uploaded_and_moved_is_answered(browser, served, tmp_path):
+    browser.open(served[0], 1280)
+    browser.wait(OPEN, "HW1")
+    before = browser.wait(TEXT, ANSWERS["HW1"])
+    browser.run(SLIDE)
+    browser.wait(f"const [css, before] = arguments; return (function () {{ {TEXT} }})(css) !== before", ".big", before)
+    browser.wait(OPEN, "HW2")
+    browser.wait(MARK)
+    browser.upload("#upload", wav(tmp_path, tone(1)))
+    browser.wait(f"{PANEL} return panel.querySelectorAll('audio, .waveform-container').length")
+    browser.wait(CLICK, "button.primary")
+    browser.wait(SEEN, ANSWERS["HW2"])
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "photo.jpg")
+    browser.wait(OPEN, "HW3")
+    browser.wait(MARK)
+    browser.upload("#upload", tmp_path / "photo.jpg")
+    browser.wait(SEEN, ANSWERS["HW3"])
