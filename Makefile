@@ -9,7 +9,7 @@ BIN = .venv/bin
 
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: install constraints train lint check test docs
+.PHONY: install constraints train notebooks lint check test docs
 install: .venv/installed
 
 # uv where it is on PATH, else pip; bytecode is compiled when a module is first imported
@@ -36,6 +36,9 @@ train: install
 	$(BIN)/leeml fit --config configs/$(HW)/$(LEVEL).yaml --run_dir $(RUN)
 	$(BIN)/leeml test --run_dir $(RUN)
 	$(BIN)/leeml predict --run_dir $(RUN)
+
+notebooks: install
+	$(BIN)/python notebooks/write.py
 
 lint: install
 	$(BIN)/ruff check .
