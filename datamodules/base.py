@@ -229,7 +229,8 @@ class HomeworkData(LightningDataModule, ABC):
         if self._has_own("prepare"):
             ways.append(f"`leeml data prepare {self.homework} --source FILE_OR_FOLDER` for raw files that you have")
         ways.append(f"`leeml data sample {self.homework}` for a small generated set")
-        return f"Ways to get them: {'; '.join(ways)}. Data elsewhere: --data.root DIR or LEEML_DATA"
+        elsewhere = "Data elsewhere: --data.dir FOLDER_WITH_THE_FILES, --data.root DIR or LEEML_DATA"
+        return f"Ways to get them: {'; '.join(ways)}. {elsewhere}"
 
     def _has_own(self, method: str) -> bool:
         return getattr(type(self), method).__func__ is not getattr(HomeworkData, method).__func__

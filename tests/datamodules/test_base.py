@@ -5,6 +5,7 @@ import pytest
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.metrics import log_loss, mean_squared_error
 
+from datamodules.errors import DataError
 from datamodules.hw1_covid import CovidData
 from datamodules.hw4_speaker import SpeakerData
 
@@ -21,3 +22,13 @@ def test_chance_is_what_a_predictor_without_input_reaches(cls, tmp_path):
     else:
         expected = log_loss(y, DummyClassifier(strategy="prior").fit(x, y).predict_proba(x))
     assert data.chance_loss() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_root_that_holds_the_files_themselves_or_under_other_names_names_data_dir(tmp_path):
+    """As on Kaggle: /kaggle/input/<competition>/covid.train.csv."""
+    competition = tmp_path / "ml2022spring-hw1"
+    CovidData.sample(competition)
+    for root in (competition, tmp_path):
+        with pytest.raises(DataError, match=r"--data\.dir"):
+            CovidData(root=str(root)).locate()
+    assert CovidData(dir=str(competition)).locate() == competition
