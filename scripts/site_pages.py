@@ -31,14 +31,18 @@ PACKAGES = ("modules", "datamodules", "callbacks")
 LANGUAGES = {
     "": {
         "ideas": "Ideas of the lectures", "claim": "Claim", "verdict": "Verdict", "quick": "generated data", "full":
-        "with `--full`", "none": "No verdict is recorded.", "run": "Run it", "code": "Where it is in the code",
+        "with `--full`", "none": "No verdict is recorded.", "run": "Run it", "draws": "It prints the numbers "
+        "and draws `runs/studies/quick/{name}.png`. `--full` takes real data and larger settings.",
+        "code": "Where it is in the code",
         "line": "line", "source": "Source", "holds": "holds", "does not hold": "does not hold",
         "not clear": "not clear", "about": "Each idea is a claim that can fail, and an experiment that tries it. How "
         "a verdict is computed, and what decided each: [From the notes to the code](../notes.md).",
     },
     ".zh": {
         "ideas": "課堂觀念", "claim": "主張", "verdict": "結論", "quick": "產生的資料", "full":
-        "`--full`", "none": "還沒有記錄結論。", "run": "自己跑一次", "code": "程式碼在哪裡",
+        "`--full`", "none": "還沒有記錄結論。", "run": "自己跑一次", "draws": "會印出所有數字，並把圖存到 "
+        "`runs/studies/quick/{name}.png`。`--full` 使用真實資料與較大的設定。",
+        "code": "程式碼在哪裡",
         "line": "行", "source": "出處", "holds": "成立", "does not hold": "不成立",
         "not clear": "無法確定", "about": "每個觀念都是一句可能不成立的主張，加上一個驗證它的實驗。"
         "結論如何計算、由哪一部分決定：[從筆記到程式碼](../notes.md)（英文）。",
@@ -47,10 +51,19 @@ LANGUAGES = {
 """What the idea pages say, by the suffix of the language."""
 
 
+def heading(page: str, suffix: str) -> str:
+    """First heading of a page of docs/, in the language asked for where it has one."""
+    paths = [ROOT / "docs" / f"{page}{kind}.md" for kind in (suffix, "")]
+    text = next(path for path in paths if path.is_file()).read_text(encoding="utf-8")
+    return text.splitlines()[0].removeprefix("# ")
+
+
 def copied(name: str) -> str:
-    """A page of the project's root as a page of docs/: links into docs/ lose the folder, others get their new name."""
+    """A page of the project's root as a page of docs/: links lead to pages of the site and are named after them."""
     text = (ROOT / name).read_text(encoding="utf-8")
+    suffix = ".zh" if name.endswith(".zh.md") else ""
     text = re.sub(r"^\[[^\]]+\]\(README[.\w]*\)\n\n", "", text, flags=re.MULTILINE)  # the site has its own switch
+    text = re.sub(r"\[docs/(\w+)\.md\]", lambda link: f"[{heading(link[1], suffix)}]", text)
     text = text.replace("](docs/", "](")
     for old, new in COPIED.items():
         text = text.replace(f"]({old}", f"]({new}")
@@ -98,7 +111,8 @@ def idea(name: str, study: Study[Any], suffix: str) -> str:
         lines.append(f"**What varies.** {escape(study.varies, quote=False)}")
     if (ROOT / f"docs/images/studies/{name}.png").is_file():
         lines.append(f"![{title(study, suffix)}](../images/studies/{name}.png)")
-    lines += [f"## {say['run']}", f"```bash\nleeml study {name}\n```", f"## {say['code']}"]
+    lines += [f"## {say['run']}", f"```bash\nleeml study {name}\n```", say["draws"].format(name=name)]
+    lines.append(f"## {say['code']}")
     for place in study.code:
         text, line = source(place)
         path, _, member = place.partition(":")
