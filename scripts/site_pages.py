@@ -1,6 +1,6 @@
 """Pages of the site that stand elsewhere: README and CONTRIBUTING, one page a study, one page a module.
 
-mkdocs calls `on_config` (mkdocs.yml, `hooks`). Nothing is written into docs/.
+mkdocs calls the functions named on_... (mkdocs.yml, `hooks`). Nothing is written into docs/.
 """
 
 import ast
@@ -199,3 +199,14 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     }
     config.nav = [{key: filled.get(key, value) for key, value in part.items()} for part in config.nav or []]
     return config
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """A line end between two Chinese characters is no space."""
+    cjk = r"[\u3000-\u9fff\uff00-\uffef]"
+    return re.sub(rf"(?<={cjk})\n(?={cjk})", "", markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """What a Chinese page calls its full English version is the page of that name one folder up."""
+    return re.sub(r'href="[^"]*?([^"/]*)">英文完整版', r'href="../\1">英文完整版', html)

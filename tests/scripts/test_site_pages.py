@@ -86,3 +86,15 @@ def test_scores_and_commands_of_a_chinese_homework_stand_in_the_english_page(pag
 
 def test_every_homework_has_a_chinese_page():
     assert {page.name.split("_")[0] for page in CHINESE} == {f"hw{number}" for number in range(1, 6)}
+
+
+def test_a_chinese_page_leads_to_the_english_one():
+    html = '<p>請看<a href="hw1_covid.html">英文完整版</a>，<a href="commands.html">指令</a></p>'
+    assert site_pages.on_page_content(html).count('href="../hw1_covid.html"') == 1
+    assert 'href="commands.html"' in site_pages.on_page_content(html)
+
+
+def test_chinese_lines_are_joined_without_a_space():
+    assert site_pages.on_page_markdown("實驗。\n直接讀\n\n- 一\n- 二\nmake # 安裝\nmake") == (
+        "實驗。直接讀\n\n- 一\n- 二\nmake # 安裝\nmake"
+    )
