@@ -17,7 +17,7 @@ from datamodules.files import archives
 from datamodules.files.walk import Account
 from datamodules.generated import write_phonemes
 from datamodules.samplers import EpochBatchSampler, LengthBucketSampler, ResumableLoader, length_buckets
-from datamodules.speech import Part, libriphone
+from datamodules.speech import Part, libriphone, timit11
 from datamodules.speech.frames import ReadyWindows, Utterances, Windows
 from datamodules.speech.libriphone import TIMIT_FRAMES, WIDTH, UtteranceList
 from datamodules.speech.packed import Packed, Precision, pack
@@ -38,10 +38,14 @@ class PhonemeData(ClassifierData):
         folds: Number of parts the labelled utterances are cut into.
         window: Frames that the network sees at once to name the one in their middle, odd; null: whole utterances.
         split: What is held out together: utterance (as the course) or speaker. Default: speaker where they are known.
-            Of TIMIT-11, whose utterances are not marked, a stretch of frames is held out, and its neighbours left out.
+            Of TIMIT-11 utterances that follow each other, the first fold at the end: neighbours may share a speaker.
         batch_size: Frames of one optimizer step over all ranks together; of whole utterances, with their padding, and
             never less than 2 w - 1 times the longest, with w ranks.
-        precision: Of the frames in the map; TIMIT-11 is read as it is.
+        precision: Of the frames.
+
+    Utterances of TIMIT-11 are rebuilt from its rows (datamodules/speech/timit11.py). Where the rows are in another
+    order than the course's, that cannot be done: they are read as they are, windows have at most 11 frames, a stretch
+    of rows is held out, and its neighbours are left out.
     """
 
     homework: ClassVar[str] = "hw2_phoneme"
@@ -73,6 +77,8 @@ class PhonemeData(ClassifierData):
         """Of the labelled utterances, or rows of TIMIT-11."""
         self.targets = torch.zeros(0, dtype=torch.int64)
         self.part: UtteranceList | None = None
+        self.in_order = False
+        """Whether utterances of one speaker may follow each other, and speakers are not known, as in TIMIT-11."""
         self.test: Packed | np.ndarray
         self.test_targets: Tensor | None = None
 
@@ -123,11 +129,6 @@ class PhonemeData(ClassifierData):
         assert folder is not None
         expected = self.model_facts()
         timit = any((folder / f"{part}_11.npy").is_file() for part in ("train", "test"))
-        if timit and (self.window is None or self.window > TIMIT_FRAMES):
-            raise DataError(
-                f"{folder}: TIMIT-11 holds windows of {TIMIT_FRAMES} frames and no whole utterances; set data.window "
-                f"to at most {TIMIT_FRAMES}"
-            )
         if expected is not None and expected["window"] != self.window:
             found, wanted = (window or "null" for window in (self.window, expected["window"]))
             raise DataError(f"data.window is {found}, but the model was trained with {wanted}")
@@ -181,11 +182,27 @@ class PhonemeData(ClassifierData):
 
     def _open_timit(self, folder: Path) -> None:
         files = libriphone.read_timit11(folder)
-        self.frames, self.targets, self.names = files.train, torch.from_numpy(files.labels), classes(39)
+        self.targets, self.names = torch.from_numpy(files.labels), classes(39)
+        self.frames = self._rebuilt(folder / "train_11.npy", files.train)
+        if isinstance(self.frames, Packed):
+            self.in_order, ends = True, self.frames.rows.tolist()
+            names = [f"rows {start}-{end - 1}" for start, end in pairwise(ends)]
+            self.part = UtteranceList(names, [], np.split(files.labels, ends[1:-1]), None)
+
+    def _rebuilt(self, path: Path, rows: np.ndarray) -> Packed | np.ndarray:
+        """Utterances of TIMIT-11, or its rows as they are where that is enough."""
+        found = timit11.rebuild(path, self.precision)
+        if found is None and (self.window is None or self.window > TIMIT_FRAMES):
+            raise DataError(
+                f"{path}: fewer than half of the rows go on from the row before, so no utterances can be rebuilt; set "
+                f"data.window to at most {TIMIT_FRAMES}, or get the course's arrays, whose rows are in order"
+            )
+        return rows if found is None else found
 
     def _open_test(self, folder: Path, timit: bool, expected: Facts | None) -> None:
         if timit:
-            self.test = libriphone.read_windows(folder / "test_11.npy")
+            path = folder / "test_11.npy"
+            self.test = self._rebuilt(path, libriphone.read_windows(path))
             return
         names = libriphone.read_phones(folder)
         if expected is not None and names is not None and names != expected["classes"]:
@@ -221,9 +238,24 @@ class PhonemeData(ClassifierData):
         what, groups = self._groups()
         if (count := len(np.unique(groups))) < self.n_folds:
             raise DataError(f"{self.locate()}: {count} {what}s cannot be cut into data.folds = {self.n_folds} parts")
+        if self.in_order:
+            return self._stretches()
         seed = int(np.random.default_rng(self.seed).integers(2**31))
         cut = GroupKFold(self.n_folds, shuffle=True, random_state=seed)
         return [Fold(*fold) for fold in cut.split(groups, groups=groups)]
+
+    def _stretches(self) -> list[Fold]:
+        """The same in stretches of about as many rows, the first fold at the end, as the course holds out the tail."""
+        assert isinstance(self.frames, Packed)
+        rows = self.frames.rows.numpy()
+        folds = self.n_folds - 1 - (rows[:-1] + rows[1:]) // 2 * self.n_folds // rows[-1]
+        found = [Fold(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(self.n_folds)]
+        if not all(len(fold.val) for fold in found):
+            raise DataError(
+                f"{self.locate()}: {len(folds)} utterances cannot be cut into data.folds = {self.n_folds} stretches of "
+                "about as many rows; lower data.folds"
+            )
+        return found
 
     def _chosen(self) -> Fold:
         """Utterance numbers of the fold of this run."""
@@ -232,11 +264,11 @@ class PhonemeData(ClassifierData):
     def _frames(self, utterances: np.ndarray) -> np.ndarray:
         """Row numbers of all their frames."""
         assert isinstance(self.frames, Packed)
-        offsets = self.frames.offsets.tolist()
+        offsets = self.frames.rows.tolist()
         return np.concatenate([np.arange(offsets[u], offsets[u + 1]) for u in utterances.tolist()])
 
     def split(self) -> list[Fold]:
-        """Frames of each fold: whole utterances or speakers; of TIMIT-11 stretches, the first fold at the end."""
+        """Frames of each fold: whole utterances or speakers; else stretches of rows, the first fold at the end."""
         if isinstance(self.frames, Packed):
             return [Fold(self._frames(train), self._frames(val)) for train, val in self._cut()]
         count, far = len(self.frames), TIMIT_FRAMES - 1  # rows as close as that show some of the same frames
@@ -265,7 +297,7 @@ class PhonemeData(ClassifierData):
         y = self.targets.numpy()[train]
         follows = np.diff(train) == 1
         if isinstance(self.frames, Packed):
-            follows &= ~np.isin(train[1:], self.frames.offsets.numpy())
+            follows &= ~np.isin(train[1:], self.frames.rows.numpy())
         pairs = np.bincount((y[:-1] * count + y[1:])[follows], minlength=count**2).reshape(count, count) + 1
         return torch.from_numpy(np.log(pairs / pairs.sum(1, keepdims=True))).float()
 
@@ -301,7 +333,7 @@ class PhonemeData(ClassifierData):
         return Windows(frames, labels, self.window, device) if self.window else Utterances(frames, labels, device)
 
     def _judged(self, frames: Packed | np.ndarray, labels: Tensor | None, chosen: np.ndarray) -> DataLoader:
-        """Every one of the chosen utterances once (of TIMIT-11: rows), shared out over ranks."""
+        """Every one of the chosen utterances once (without utterances: rows), shared out over ranks."""
         rank, world = self.rank()
         if len(chosen) < world:  # a rank without any would let the others wait for it
             raise DataError(f"{len(chosen)} to judge cannot be shared out over {world} processes; start fewer")
@@ -316,10 +348,10 @@ class PhonemeData(ClassifierData):
     # results
 
     def labels(self, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """utterance:frame (of TIMIT-11 the row) and classes (N,) of labelled frames."""
+        """utterance:frame (without utterances the row) and classes (N,) of labelled frames."""
         if self.part is None or not isinstance(self.frames, Packed):
             return [str(row) for row in rows], self.targets.numpy()[rows]
-        offsets = self.frames.offsets.numpy()
+        offsets = self.frames.rows.numpy()
         utterance = np.searchsorted(offsets, rows, side="right") - 1
         names = self.part.names
         found = zip(utterance.tolist(), (rows - offsets[utterance]).tolist(), strict=True)

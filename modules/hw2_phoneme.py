@@ -128,7 +128,10 @@ class PhonemeClassifier(Classifier):
             return Judged(logs, logs)
         sizes = batch.get("lengths")
         if not sizes:
-            raise MisconfigurationException("model.smoothing needs to know where utterances end; TIMIT-11 does not")
+            raise MisconfigurationException(
+                "model.smoothing needs to know where utterances end, which TIMIT-11's rows do not say in another order "
+                "than the course's; set it to 0"
+            )
         padded = pad_sequence(list(logs.split(sizes)), batch_first=True)
         mask = padding_mask(torch.tensor(sizes), max(sizes))
         places = mask.flatten().nonzero().squeeze(1).to(logs.device, non_blocking=True)
@@ -149,8 +152,9 @@ class PhonemeClassifier(Classifier):
         """Keep the first utterance, or its beginning."""
         if self._shown is None:
             first = slice(min(SHOWN, batch.get("lengths", [SHOWN])[0]))
-            x = batch["x"][0] if "mask" in batch else batch["x"][:, batch["x"].shape[1] // 2]
-            self._shown = x[first].float().cpu(), y[first].cpu(), judged.answers[first].cpu()
+            x, utterances = batch["x"], "mask" in batch
+            x = x.flatten(0, 1)[batch["places"][first]] if utterances else x[first, x.shape[1] // 2]
+            self._shown = x.float().cpu(), y[first].cpu(), judged.answers[first].cpu()
 
     def forget(self) -> None:
         """Drop the utterance of the epoch before."""

@@ -25,7 +25,9 @@ class Windows(Dataset):
     def __init__(self, packed: Packed, labels: Tensor | None, window: int, device: torch.device) -> None:
         # on a GPU the frames themselves are small (206 MB for LibriPhone), and gathering there costs next to nothing
         self.frames, self.offsets = packed.frames.to(device), packed.offsets.to(device)
-        self.ends = packed.offsets.tolist()  # the same numbers, for which nobody waits
+        self.rows = packed.rows.to(device)
+        self.shift = None if packed.context is None else packed.shift.to(device)
+        self.ends = packed.rows.tolist()  # the same numbers as rows, for which nobody waits
         self.labels = None if labels is None else labels.to(device)
         self.window = window
 
@@ -39,12 +41,15 @@ class Windows(Dataset):
         return self._gather(torch.cat(spans)) | {"lengths": lengths}
 
     def _gather(self, rows: Tensor) -> dict[str, Tensor]:
-        batch = {"x": windows(self.frames, self.offsets, rows, self.window), "row": rows}
+        places = rows
+        if self.shift is not None:
+            places = rows + self.shift[torch.searchsorted(self.rows, rows, right=True) - 1]
+        batch = {"x": windows(self.frames, self.offsets, places, self.window), "row": rows}
         return batch if self.labels is None else batch | {"y": self.labels[rows]}
 
 
 class ReadyWindows(Dataset):
-    """TIMIT-11: the same for rows (N, 429) that are windows already; their utterances are unknown, so no lengths."""
+    """TIMIT-11 in another order: the same for rows (N, 429) that are windows already; no utterances, so no lengths."""
 
     def __init__(self, rows: np.ndarray, labels: Tensor | None, window: int) -> None:
         self.rows, self.labels, self.window = rows, labels, window
@@ -59,23 +64,26 @@ class ReadyWindows(Dataset):
 class Utterances(Dataset):
     """Whole utterances, padded at their ends: x (U, T, 39), mask (U, T), row (U, T), y (U, T) where known.
 
-    Where the mask is False, x is 0 and row and y repeat those of the utterance's last frame. places (F,) are the F
-    frames that are there as numbers into the flattened (U, T), and lengths, a list of U, counts them by utterance.
+    Where the mask is False, x is 0. Where there is no row (padding, context), row and y repeat those of the nearest
+    frame that has one. places (F,) are the F frames with a row as numbers into the flattened (U, T), and lengths, a
+    list of U, counts them by utterance.
     """
 
     def __init__(self, packed: Packed, labels: Tensor | None, device: torch.device) -> None:
         self.frames, self.offsets = packed.frames.to(device), packed.offsets
+        self.rows, self.shift = packed.rows, packed.shift
         self.labels = None if labels is None else labels.to(device)
 
     def __getitem__(self, utterances: Tensor) -> dict[str, Any]:
         first, last = self.offsets[utterances, None], self.offsets[utterances + 1, None] - 1
-        lengths = last - first + 1
-        place = first + torch.arange(int(lengths.max()))
-        there = place <= last
-        mask, row, places = (
+        place = first + torch.arange(int((last - first).max()) + 1)
+        nearest, rows = torch.minimum(place, last), place - self.shift[utterances, None]
+        row = rows.clamp(self.rows[utterances, None], self.rows[utterances + 1, None] - 1)
+        mask, nearest, row, places = (
             part.to(self.frames.device, non_blocking=True)
-            for part in (there, torch.minimum(place, last), there.flatten().nonzero().squeeze(1))
+            for part in (place <= last, nearest, row, (rows == row).flatten().nonzero().squeeze(1))
         )
-        x = self.frames.index_select(0, row.flatten()).view(*row.shape, -1).masked_fill(~mask.unsqueeze(-1), 0)
-        batch = {"x": x, "mask": mask, "row": row, "places": places, "lengths": lengths.squeeze(1).tolist()}
+        x = self.frames.index_select(0, nearest.flatten()).view(*row.shape, -1).masked_fill(~mask.unsqueeze(-1), 0)
+        lengths = self.rows[utterances + 1] - self.rows[utterances]
+        batch = {"x": x, "mask": mask, "row": row, "places": places, "lengths": lengths.tolist()}
         return batch if self.labels is None else batch | {"y": self.labels[row]}

@@ -26,12 +26,14 @@ Precision = Literal["float32", "float16"]
 class Packed:
     """Utterance u is frames[offsets[u] : offsets[u + 1]]. A copy in another process opens the map again.
 
-    frames: (N, D) float32 or float16, backed by the file where `path` is given. offsets: (U + 1,) int64.
+    frames: (N, D) float32 or float16, backed by the file where `path` is given. offsets: (U + 1,) int64. context:
+    (U, 2) int64, frames at an utterance's beginning and end that are seen but have no row: no label, no prediction.
     """
 
     frames: Tensor
     offsets: Tensor
     path: Path | None = None
+    context: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -42,12 +44,25 @@ class Packed:
         return self.frames[start:end]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_open, (self.path,)) if self.path else (Packed, (self.frames, self.offsets))
+        return (_open, (self.path,)) if self.path else (Packed, (self.frames, self.offsets, None, self.context))
 
     @property
     def lengths(self) -> np.ndarray:
         """Frames of each utterance, (U,) int64."""
         return self.offsets.diff().numpy()
+
+    @property
+    def rows(self) -> Tensor:
+        """Rows of utterance u are rows[u] to rows[u + 1] - 1, (U + 1,) int64: its frames without the context."""
+        if self.context is None:
+            return self.offsets
+        return self.offsets - torch.cat([self.context.new_zeros(1), self.context.sum(1).cumsum(0)])
+
+    @property
+    def shift(self) -> Tensor:
+        """Number of a frame of utterance u less that of its row, (U,) int64."""
+        first = self.offsets[:-1] if self.context is None else self.offsets[:-1] + self.context[:, 0]
+        return first - self.rows[:-1]
 
 
 def pack(files: Sequence[Path], read: Callable[[Path], np.ndarray], precision: Precision = "float32") -> Packed:

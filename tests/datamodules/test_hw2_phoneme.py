@@ -275,11 +275,11 @@ STREAM = 300
 
 @pytest.fixture
 def eleven(tmp_path):
-    """As in 2021: row r is frames r to r + 10 of one stream, the labels are strings."""
+    """TIMIT-11 in another order: row r is frames 2 r to 2 r + 10 of one stream, the labels are strings."""
     folder = tmp_path / "data" / "timit_11"
     folder.mkdir(parents=True)
-    frames = np.arange(STREAM + 10)[:, None] + np.linspace(0, 0.5, 39)
-    rows = np.stack([frames[r : r + 11].ravel() for r in range(STREAM)]).astype(np.float32)
+    frames = np.arange(2 * STREAM + 10)[:, None] + np.linspace(0, 0.5, 39)
+    rows = np.stack([frames[2 * r : 2 * r + 11].ravel() for r in range(STREAM)]).astype(np.float32)
     np.save(folder / "train_11.npy", rows)
     np.save(folder / "train_label_11.npy", np.array([str(r % 39) for r in range(STREAM)]))
     np.save(folder / "test_11.npy", rows[:70] + 1000)
@@ -315,9 +315,11 @@ def test_timit11_narrower_windows_are_the_middle_of_the_rows(eleven, window):
 
 
 @pytest.mark.parametrize("window", [None, 13])
-def test_timit11_has_no_utterances_and_no_wider_windows(eleven, window):
-    for stage in ("fit", "predict"):
-        with pytest.raises(DataError, match=r"timit_11: TIMIT-11 holds windows of 11 frames .* set data.window to at"):
+def test_timit11_in_another_order_has_no_utterances_and_no_wider_windows(eleven, window):
+    for stage, part in (("fit", "train"), ("predict", "test")):
+        with pytest.raises(
+            DataError, match=rf"{part}_11\.npy: fewer than half of the rows go on .* set data.window to at"
+        ):
             phonemes(eleven, stage, window=window)
 
 
@@ -330,10 +332,97 @@ def test_timit11_in_two_processes_and_to_predict(eleven):
     batches = list(data.predict_dataloader())
     assert rows_of(batches) == list(range(70))
     assert all("y" not in batch for batch in batches)
-    assert batches[0]["x"][:, 2, 0].tolist() == [1005 + r for r in range(70)]
+    assert batches[0]["x"][:, 2, 0].tolist() == [1005 + 2 * r for r in range(70)]
     parts[0].trainer = None
     names, y = parts[0].labels(np.array([3, 45]))
     assert (names, y.tolist()) == (["3", "45"], [3, 6])
+
+
+SPOKEN = [30, 18, 40, 13, 22, 35, 11, 27, 16, 24]
+
+
+def rows_of_timit(lengths: Iterable[int], rule: str) -> np.ndarray:
+    """Rows (N, 429) of `marked` utterances; their borders repeated, or windows inside alone."""
+    spoken = (
+        np.pad(marked(k, n), ((5, 5), (0, 0)), "edge") if rule == "repeat" else marked(k, n)
+        for k, n in enumerate(lengths)
+    )
+    views = [
+        np.lib.stride_tricks.sliding_window_view(x, 11, axis=0).transpose(0, 2, 1).reshape(-1, 429) for x in spoken
+    ]
+    return np.concatenate(views).astype(np.float32)
+
+
+@pytest.fixture(params=["repeat", "inside"])
+def joined(request, tmp_path):
+    """As in 2021, by either rule of the borders; its name is that of the rule."""
+    folder = tmp_path / request.param / "timit_11"
+    folder.mkdir(parents=True)
+    rows = rows_of_timit(SPOKEN, request.param)
+    np.save(folder / "train_11.npy", rows)
+    np.save(folder / "train_label_11.npy", np.array([str(r % 39) for r in range(len(rows))]))
+    np.save(folder / "test_11.npy", rows_of_timit(reversed(SPOKEN), request.param))
+    return folder.parent
+
+
+def counts(rule: str, lengths: Iterable[int] = SPOKEN) -> list[int]:
+    return [n if rule == "repeat" else n - 10 for n in lengths]
+
+
+@pytest.mark.parametrize("window", [7, 11, 19, None])
+def test_timit11_is_utterances_again(joined, window):
+    """Each row once, with its own label and the frames around it, also those beyond the eleven of its row."""
+    total, around = sum(counts(joined.name)), 0 if joined.name == "repeat" else 5
+    seen = []
+    for fold in range(3):
+        data = phonemes(joined, window=window, folds=3, fold=fold, batch_size=150)
+        train, val = data.chosen_folds()[0]
+        learnt, judged = epoch_of(data), list(data.val_dataloader())
+        for batches, rows in ((learnt, train), (judged, val)):
+            for batch in batches:
+                there = batch["places"] if window is None else slice(None)
+                row, y = (batch[name].flatten()[there] for name in ("row", "y"))
+                seen += row.tolist() if batches is judged else []
+                assert (y == row % 39).all()
+                assert set(row.tolist()) <= set(rows.tolist())
+                ends = np.cumsum([0, *counts(joined.name)])
+                utterance = np.searchsorted(ends, row.numpy(), side="right") - 1
+                time = row.numpy() - ends[utterance] + around
+                if window is None:
+                    x = batch["x"].flatten(0, 1)[there]
+                    assert x[:, 0].tolist() == (utterance + 1).tolist()
+                    assert x[:, 1].tolist() == (time + 1).tolist()
+                    assert batch["mask"].sum().item() == sum(batch["lengths"]) + 2 * around * len(batch["lengths"])
+                else:
+                    near = time[:, None] + np.arange(-(window // 2), window // 2 + 1)
+                    near = near.clip(0, np.array(SPOKEN)[utterance, None] - 1)
+                    np.testing.assert_array_equal(batch["x"][:, :, 1], near + 1)
+                    assert (batch["x"][:, :, 0].numpy() == utterance[:, None] + 1).all()
+        assert not set(train) & set(val)
+        assert len(train) + len(val) == total
+        assert val.max() < train.min() or train.max() < val.min() or fold == 1, "one stretch"
+        assert (fold == 0) == (total - 1 in val), "the course's tail is fold 0"
+    assert sorted(seen) == list(range(total))
+
+
+@pytest.mark.parametrize("window", [1, 19, None])
+def test_timit11_predicts_each_row_of_the_test_once(joined, window):
+    data = phonemes(joined, "predict", window=window)
+    batches = list(data.predict_dataloader())
+    rows = [b["row"].flatten()[b["places"]] if window is None else b["row"] for b in batches]
+    assert sorted(torch.cat(rows).tolist()) == list(range(sum(counts(joined.name))))
+    assert sum(sum(b["lengths"]) for b in batches) == sum(counts(joined.name))
+
+
+def test_timit11_names_its_rows_and_wants_enough_utterances(joined):
+    data = phonemes(joined)
+    first, second = counts(joined.name)[:2]
+    names = data.labels(np.array([first - 1, first]))[0]
+    assert names == [f"rows 0-{first - 1}:{first - 1}", f"rows {first}-{first + second - 1}:0"]
+    with pytest.raises(DataError, match=r"10 utterances cannot be cut into data.folds = 10 stretches"):
+        phonemes(joined, folds=10)
+    with pytest.raises(DataError, match="the speakers are not known"):
+        phonemes(joined, split="speaker")
 
 
 # facts

@@ -5,11 +5,14 @@ import functools
 import json
 from zipfile import ZipFile
 
+import numpy as np
 import pytest
 import torch
 from conftest import answer, assert_fails, works
+from numpy.lib.stride_tricks import sliding_window_view
 
 from datamodules import hw2_phoneme
+from datamodules.files.places import PROJECT
 from datamodules.speech.packed import windows
 from modules.hw2_phoneme import PhonemeClassifier
 from modules.nets.window_mlp import WindowMLP
@@ -101,6 +104,37 @@ def test_fit_test_and_predict(phone_run, root, tmp_path):
     best_alone = ["--ckpt_path", phone_run / "checkpoints" / "best.ckpt", "--data.root", alone.parent]
     works("predict", *best_alone, "--output", tmp_path / "alone.csv")
     assert (tmp_path / "alone.csv").read_bytes() == raw
+
+
+def test_boss_on_the_rows_of_2021(root, tmp_path):
+    sample = root / "hw2_phoneme" / "sample"
+    folder = tmp_path / "hw2_phoneme" / "timit_11"
+    folder.mkdir(parents=True)
+    for part in ("train", "test"):
+        names = (sample / f"{part}_split.txt").read_text().split()
+        spoken = [torch.load(sample / "feat" / part / f"{name}.pt", weights_only=True).numpy() for name in names]
+        padded = [np.pad(x, ((5, 5), (0, 0)), "edge") for x in spoken]
+        rows = [sliding_window_view(x, 11, axis=0).transpose(0, 2, 1).reshape(-1, 429) for x in padded]
+        np.save(folder / f"{part}_11.npy", np.concatenate(rows))
+    labels = [line.split()[1:] for line in (sample / "train_labels.txt").read_text().splitlines()]
+    np.save(folder / "train_label_11.npy", np.array([str(int(y) % 39) for of_one in labels for y in of_one]))
+
+    line = [
+        "--config",
+        PROJECT / "configs/hw2_phoneme/boss.yaml",
+        "--data.root",
+        tmp_path,
+        "--run_dir",
+        tmp_path / "run",
+    ]
+    small = {"d_model": 32, "d_ff": 64, "layers": 1, "kernel": 7, "dropout": 0}
+    flags = [f"--model.net.{name}={value}" for name, value in small.items()]
+    works("fit", *line, *flags, "--model.members=1", "--model.optimizer.lr=0.01", "--trainer.max_epochs=2")
+    assert scores(tmp_path / "run")["best val/accuracy"] > 0.35  # the commonest class: 0.2
+    works("predict", "--run_dir", tmp_path / "run")
+    _, *rows = csv.reader((tmp_path / "run" / "submission.csv").read_text().splitlines())
+    assert [int(number) for number, _ in rows] == list(range(sum(map(len, spoken))))
+    assert len({c for _, c in rows}) > 5
 
 
 @pytest.mark.parametrize("phone_run", ["window"], indirect=True)
