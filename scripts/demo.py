@@ -88,7 +88,7 @@ def serve(page: Any, host: str, port: int | None, block: bool = True) -> str:
             pwa=False, max_file_size=LARGEST, allowed_paths=[], show_error=False, run_history=False,
         )  # fmt: skip
     except OSError as error:
-        raise DataError(f"--port {port or 7860}: {error}; choose another one") from None
+        raise DataError(f"--port {port or 7860}: taken, or not on {host}; choose another one") from error
     print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
     if block:
         page.block_thread()

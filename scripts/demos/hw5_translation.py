@@ -50,8 +50,6 @@ class Step(NamedTuple):
     pieces: list[str]
     new: list[bool]
     """Which of them this step has said."""
-    seconds: float
-    """Computed so far."""
 
 
 def source_of(model: Translator, text: str | None) -> Tensor:
@@ -126,17 +124,12 @@ def steps(model: Translator, text: str | None) -> Iterator[Step]:
     """
     source = source_of(model, text)
     if isinstance(model, MaskedTranslator):
-        began = time.perf_counter()
-        drafts = model.drafts(source)
-        seconds = time.perf_counter() - began
-        for number, draft in enumerate(drafts, 1):
-            words = pieces_of(model, draft.words[0].tolist())
-            yield Step(words, draft.asked[0].tolist(), seconds * number / len(drafts))
+        for draft in model.drafts(source):
+            yield Step(pieces_of(model, draft.words[0].tolist()), draft.asked[0].tolist())
     elif isinstance(model, ParallelTranslator):
-        began = time.perf_counter()
         with torch.inference_mode():
             said = model.pieces.encode_as_pieces(model.translate(source.unsqueeze(0))[0])
-        yield Step([p.replace("▁", "_") for p in said], [True] * len(said), time.perf_counter() - began)
+        yield Step([p.replace("▁", "_") for p in said], [True] * len(said))
     else:
         yield from _token_by_token(model, source)
 
@@ -144,9 +137,8 @@ def steps(model: Translator, text: str | None) -> Iterator[Step]:
 def _token_by_token(model: Translator, source: Tensor) -> Iterator[Step]:
     """The likeliest token at each step, as `greedy`, but seen from step to step."""
     net, ends, one = model.net, model.ends, source.unsqueeze(0)
-    began = time.perf_counter()
     said: list[int] = []
-    word, spent = ends.bos, 0.0
+    word = ends.bos
     with torch.inference_mode():
         state = net.start(net.encode(one, None))
     for _ in range(ends.limits([net], one, None)[0] - 1):
@@ -157,9 +149,7 @@ def _token_by_token(model: Translator, source: Tensor) -> Iterator[Step]:
         if word == ends.eos:
             return
         said.append(word)
-        spent += time.perf_counter() - began
-        yield Step(pieces_of(model, said), [False] * (len(said) - 1) + [True], spent)
-        began = time.perf_counter()  # what happens meanwhile is no decoding
+        yield Step(pieces_of(model, said), [False] * (len(said) - 1) + [True])
 
 
 # pieces of the page
@@ -171,7 +161,7 @@ def drawn_steps(names: Sequence[str], kinds: Sequence[str], seen: Sequence[tuple
     for name, kind, (number, step, done) in zip(names, kinds, seen, strict=True):
         pieces = [] if step is None else list(zip(step.pieces, step.new, strict=True))
         chips = "".join(f'<span class="{"new" if new and not done else "old"}">{escape(p)}</span>' for p, new in pieces)
-        spent = "" if step is None else f"{number} step{'s' if number > 1 else ''}, {1000 * step.seconds:.0f} ms"
+        spent = "" if step is None else f"{number} step{'s' if number > 1 else ''}"
         state = f"done: {spent}" if done else spent or "..."
         columns.append(
             f'<div class="race"><b>{escape(name)}</b> <i>{escape(kind)}</i><div class="chips">{chips}</div>'
