@@ -24,6 +24,7 @@ SUBCOMMANDS = {
     "distill": ("distill", "write a run's translations of its own training pairs: --run_dir DIR --output FILE.tsv"),
     "kfold": ("kfold", "cross-validation and an ensemble of the folds: --config ... --folds 5"),
     "tune": ("tune", "search hyper-parameters by Optuna: tune configs/sweeps/hw1_covid.yaml --trials 20"),
+    "plan": ("plan", "memory and hours of a config on a card, without both: --config ... [--card t4], or --table"),
     "runs": ("runs", "list runs with their scores: runs [DIR], or what differs between two: runs diff A B"),
     "doctor": ("doctor", "versions, devices, data, fonts, disk: what a bug report should hold"),
     "ensemble": ("ensemble", "one submission from several runs of HW1 to HW4: ensemble RUN RUN ... [--weights search]"),

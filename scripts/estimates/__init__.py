@@ -1,0 +1,1 @@
+"""What a run will cost, estimated without its data and its card: `leeml plan`."""
