@@ -97,12 +97,6 @@ def planned(own: argparse.Namespace, flags: Sequence[str]) -> list[tuple[Path, l
     return found
 
 
-# lines in
-
-
-# lines out
-
-
 def main(args: list[str]) -> int:
     """Translate files or standard input."""
     parser = Parser(

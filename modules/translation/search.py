@@ -1,4 +1,4 @@
-"""From scores to sequences: labels of frames, and the words of a translation.
+"""Decoding: from a translator's log-probabilities to tokens (greedy, beam search, drawing at random).
 
 Every search takes several translators, whose probabilities are averaged (an ensemble), and goes token by token from the
 states that `Seq2Seq.start` gives. The nets decode as they are: put them in eval mode for results without dropout.
@@ -25,7 +25,7 @@ OTHERWISE = 4
 class Ends(NamedTuple):
     """How outputs begin and end: special tokens, and the longest output a source may have.
 
-    A source of n tokens, its EOS among them, has at most int(ratio * n + extra) words and then EOS, as in fairseq; n is
+    A source of n tokens, its EOS among them, has at most int(ratio * n + extra) tokens, then EOS, as in fairseq; n is
     each sentence's own, so that its neighbours in the batch do not matter.
     """
 
@@ -62,15 +62,15 @@ class Drawn(NamedTuple):
     """n drawn outputs for each of B sentences; T is the length of the longest."""
 
     tokens: Tensor
-    """(B, n, T): words and EOS, then padding."""
+    """(B, n, T), with EOS, then padding."""
     mask: Tensor
-    """(B, n, T), True for words and EOS."""
+    """(B, n, T), True up to and including EOS."""
     scores: Tensor
     """(B, n) in float32: log-probability of each output under the nets, at temperature 1."""
 
 
 class _Prefix:
-    """In place of a translator's own state where there is no cache: every step decodes all words so far again."""
+    """In place of a translator's own state where there is no cache: every step decodes all tokens so far again."""
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
@@ -93,7 +93,7 @@ class _Prefix:
 
 
 class _Team:
-    """Translators that choose words together, and their states: n rows for each sentence, next to each other.
+    """Translators that choose tokens together, and their states: n rows for each sentence, next to each other.
 
     With `room` their caches have room for so many steps from the start; rows that move at every step do better without.
     """
@@ -109,7 +109,7 @@ class _Team:
         room: int = 0,
     ) -> None:
         self.nets, self.ends, self.cached = nets, ends, cached
-        self.never = self.before_end = torch.zeros(0)  # (V,) bool: words that never follow, and those but EOS
+        self.never = self.before_end = torch.zeros(0)  # (V,) bool: tokens that never follow, and all but EOS
         memories = [net.encode(source, mask) for net in nets]
         self.states: list[Any] = [
             net.start(memory, room) if cached else _Prefix(memory) for net, memory in zip(nets, memories, strict=True)
@@ -274,7 +274,7 @@ def _unroll(
     count: int,
     choose: Callable[[Tensor], Tensor],
 ) -> Drawn:
-    """`count` outputs a sentence, word after word; `choose` picks from log-probabilities (N, V) one word a row."""
+    """`count` outputs a sentence, token after token; `choose` picks from log-probabilities (N, V) one token a row."""
     limits = ends.limits(nets, source, mask)
     device, look = source.device, LOOK.get(source.device.type, OTHERWISE)
     here = list(range(len(limits)))  # sentences with an output that goes on
@@ -318,7 +318,7 @@ def greedy(
     ends: Ends,
     penalty: float = 1.0,
 ) -> list[list[Hypothesis]]:
-    """The likeliest word at every step; arguments and result as of `beam_search` with a width of 1, but faster."""
+    """The likeliest token at every step; arguments and result as of `beam_search` with a width of 1, but faster."""
     tokens, valid, scores = _unroll(nets, source, mask, ends, 1, lambda logs: logs.argmax(1))
     found = zip(tokens[:, 0].tolist(), valid.sum(2)[:, 0].tolist(), scores[:, 0].tolist(), strict=True)
     return [[Hypothesis(words[: length - 1], score / length**penalty)] for words, length, score in found]
