@@ -84,6 +84,11 @@ def test_a_documented_command_is_understood(page, line, run, monkeypatch):
         monkeypatch.setattr(module, "planned", parsed)
         with pytest.raises(Parsed):
             module.main(words)
+    elif subcommand == "plan":
+        module = importlib.import_module("scripts.plan")
+        monkeypatch.setattr(module, "estimate", parsed)
+        with pytest.raises(Parsed):
+            module.main(words)
     elif subcommand == "data":
         for method in ("sample", "fetch", "prepare", "describe"):
             cls = data_class(words[2])  # its flags come from the signature, which stays
