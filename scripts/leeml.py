@@ -34,6 +34,8 @@ SUBCOMMANDS = {
     "study": ("study", "try an idea of the lectures, claim by claim: study list | NAME | all --report DIR"),
 }
 
+QUICK = ("runs", "doctor", "data")  # do their work without PyTorch, or say themselves what takes long
+
 NEXT = """leeml: the homeworks of Hung-yi Lee's machine learning course, in PyTorch Lightning
 
 No data yet? Make a small generated set (data/ of the project), then train on it:
@@ -119,6 +121,8 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else "see leeml --help"
         print(f"leeml: error: no subcommand {args[0]!r}; {hint}", file=sys.stderr)
         return 2
+    if args[0] not in QUICK and "torch" not in sys.modules:
+        print(f"leeml {args[0]}: loading PyTorch ...", file=sys.stderr, flush=True)
     try:
         with ended_by_signal():
             return importlib.import_module(f"scripts.{file_of(args)}").main(args)

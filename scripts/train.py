@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -181,6 +181,10 @@ class LeemlCLI(LightningCLI):
             given["use_distributed_sampler"] = True  # only ours share their rows out over ranks themselves
         chosen = listed(given.get("callbacks"))
         bar = given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in chosen)
+        if given.get("enable_model_summary") is None and not any(isinstance(c, ModelSummary) for c in chosen):
+            given["enable_model_summary"] = False  # RunProgress says it in a line
+        if self.watch is not None and not any(isinstance(c, ProgressBar) for c in chosen):
+            given["enable_progress_bar"] = False
         seen: list[Callback] = [Figures(), *([RunProgress()] if bar else [])]
         always: list[Callback] = [FiniteNumbers(self._get(self.config_init, "nonfinite"))]
         always += seen if self.watch is None else [self.watch]
@@ -496,8 +500,20 @@ def new_run(configs: list[str], suffix: str = "") -> RunFolder:
     return agreed(RunFolder.new(homework, first.stem + suffix), rank, world)
 
 
-def _no_tips(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
+ONCE = ("Seed set to", "GPU available", "trainer.precision auto")
+NEVER = ("Tip:", "TPU available", "Detected KeyboardInterrupt")  # leeml says itself that it was stopped
+_said: set[str] = set()
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """Whether a message of Lightning tells something; what each fit of a command repeats is said once."""
+    message = record.getMessage()
+    if any(part in message for part in NEVER):
+        return False
+    again = message in _said
+    if message.startswith(ONCE):
+        _said.add(message)
+    return not again
 
 
 def run_cli(
@@ -520,7 +536,7 @@ def run_cli(
     """
     for noise in NOISE if args[0] == "fit" else (*NOISE, "Be aware that when using `ckpt_path`"):  # no best is kept
         warnings.filterwarnings("ignore", message=noise)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_worth_saying)
     asks = {"-h", "--help"} & set(args) or any(
         a.startswith(("--print_config", "--data.help", "--model.help")) for a in args
     )

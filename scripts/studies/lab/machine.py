@@ -24,6 +24,7 @@ from scripts import studies
 from scripts.cli.homeworks import data_class
 from scripts.studies.lab.evidence import Finding, Measurements, Study, verdict
 
+BAR = "{desc} |{bar}| {n_fmt}/{total_fmt} seeds [{elapsed}{postfix}]"
 KEPT = 1  # form of the kept measurements; another number measures all again
 
 
@@ -163,6 +164,22 @@ def attempt(name: str, quick: bool, seed: int, root: Path) -> tuple[Measurements
         return error
 
 
+def remaining(left: list[str], known: dict[str, list[float]], at_once: int) -> str:
+    """How long the seeds still to be measured will take, in words.
+
+    Args:
+        left: The study of each such seed.
+        known: Seconds of the seeds measured so far, by study.
+        at_once: Seeds that are measured at a time.
+    """
+    if not left:
+        return ""
+    if any(not known[name] for name in left):
+        return "time left not known yet"  # some study may take a hundred times as long as those so far
+    seconds = sum(sum(known[name]) / len(known[name]) for name in left) / min(at_once, len(left))
+    return f"about {tqdm.format_interval(seconds)} left"
+
+
 def run_studies(
     chosen: list[str], quick: bool, seeds: int | None, root: Path | None
 ) -> tuple[list[Outcome], dict[str, str]]:
@@ -173,22 +190,30 @@ def run_studies(
     plans = dict(sorted(((name, load(name)) for name in chosen), key=lambda plan: plan[1].number))
     places = {name: data_root(study, quick, root) for name, study in plans.items()}
     tasks = [(name, quick, seed, places[name]) for name, study in plans.items() for seed in range(seeds or study.seeds)]
+    tasks.sort(key=lambda task: task[2])  # a seed of each first: then it is known how long each takes
     kept = [kept_file(name, plans[name], plans[name].settings(quick), seed, place) for name, _, seed, place in tasks]
-    missing = sum(not path.is_file() for path in kept)
-    at_once = 1 if any(takes_gpu(study.settings(quick)) for study in plans.values()) else min(cpu_count(), missing)
+    missing = [not path.is_file() for path in kept]
+    at_once = 1 if any(takes_gpu(study.settings(quick)) for study in plans.values()) else min(cpu_count(), sum(missing))
     workers = Parallel(n_jobs=max(1, at_once), return_as="generator")
     found: dict[str, list[tuple[Measurements, float]]] = {name: [] for name in plans}
     left_out = {}
-    with tqdm(total=len(tasks), unit="seed", file=sys.stderr) as bar:
-        for (name, *_), result in zip(tasks, workers(delayed(attempt)(*task) for task in tasks), strict=True):
-            bar.set_description(name)
+    left = [name for (name, *_), fresh in zip(tasks, missing, strict=True) if fresh]
+    order = list(plans)
+    with tqdm(total=len(tasks), bar_format=BAR, ncols=79, file=sys.stderr) as bar:
+        answers = workers(delayed(attempt)(*task) for task in tasks)
+        for (name, *_), fresh, result in zip(tasks, missing, answers, strict=True):
+            if fresh and name not in left_out:
+                left.remove(name)
             if isinstance(result, DataError):
                 left_out[name] = str(result)
+                left = [other for other in left if other != name]
                 bar.total = (bar.total or 0) - 1  # tqdm allows None
-                bar.refresh()
             else:
                 found[name].append(result)
-                bar.update()
+                bar.n += 1
+            known = {study: [seconds for _, seconds in results] for study, results in found.items()}
+            bar.set_description_str(f"study {order.index(name) + 1}/{len(order)} {name}", refresh=False)
+            bar.set_postfix_str(remaining(left, known, max(1, at_once)))
     outcomes = []
     for name, study in plans.items():
         if name not in left_out:
