@@ -43,6 +43,7 @@ def plot_curves(curves: dict[str, Curve], ylabel: str, log: bool, title: str = "
         title: Of the figure.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -52,6 +53,10 @@ def plot_curves(curves: dict[str, Curve], ylabel: str, log: bool, title: str = "
     axes.set(xlabel="optimizer step", ylabel=ylabel, title=title)
     if log and all(v > 0 for points in curves.values() for _, v in points):
         axes.set_yscale("log")
+        every = [v for points in curves.values() for _, v in points]
+        if max(every) < 10 * min(every):
+            axes.yaxis.set_major_formatter(ScalarFormatter())  # within one power of ten: 2.2 and not 2.2 x 10^0
+            axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint, RunCheckpointIO
 from callbacks.figures import Figures
 from callbacks.finite import FiniteNumbers, NotFiniteError, Policy
+from callbacks.last_validation import LastValidation
 from callbacks.memory import MemoryNeeded
 from callbacks.progress import RunProgress
 from callbacks.samples import Samples
@@ -34,6 +35,7 @@ from datamodules.base import HomeworkData
 from datamodules.errors import DataError
 from datamodules.files.places import PROJECT
 from modules.base import HomeworkModule
+from modules.pictures.captions import explain
 from scripts.cli.config_parser import ConfigParser, check_nulls, find_own, known_classes
 from scripts.cli.lightning_features import check_trainer, explain_callback, listed
 from scripts.cli.mistakes import Parser, UsageError
@@ -160,6 +162,8 @@ class LeemlCLI(LightningCLI):
             for key in ("root", "dir"):
                 if value := config.data.init_args.get(key):
                     config.data.init_args[key] = str(Path(value).expanduser().absolute())
+        if self.subcommand in ("validate", "test"):
+            config.verbose = False  # the summary has the scores
         if self.subcommand == "fit":
             names = {key: config.pop(f"wandb.{key}") for key in WANDB_NAMES}
             settle_wandb(config.trainer.logger, self.run, module.homework if ours else module.__name__, names)
@@ -185,13 +189,14 @@ class LeemlCLI(LightningCLI):
             given["enable_model_summary"] = False  # RunProgress says it in a line
         if self.watch is not None and not any(isinstance(c, ProgressBar) for c in chosen):
             given["enable_progress_bar"] = False
-        seen: list[Callback] = [Figures(), *([RunProgress()] if bar else [])]
+        seen: list[Callback] = [Figures(explain), *([RunProgress()] if bar else [])]
         always: list[Callback] = [FiniteNumbers(self._get(self.config_init, "nonfinite"))]
         always += seen if self.watch is None else [self.watch]
         if fit:
             always += [
                 RunRecord(self.run, self.saved_config(), self._resumed(), self.typed_configs),
                 Samples(),
+                *([LastValidation()] if self.watch is None else []),
                 TimeSpent(),
                 *([MemoryNeeded()] if given.get("fast_dev_run") else []),
                 *([LearningRateMonitor("step")] if loggers else []),
@@ -501,7 +506,12 @@ def new_run(configs: list[str], suffix: str = "") -> RunFolder:
 
 
 ONCE = ("Seed set to", "GPU available", "trainer.precision auto")
-NEVER = ("Tip:", "TPU available", "Detected KeyboardInterrupt")  # leeml says itself that it was stopped
+NEVER = (
+    "Tip:",
+    "Restoring states",
+    "TPU available",
+    "Detected KeyboardInterrupt",
+)  # leeml says itself that it was stopped
 _said: set[str] = set()
 
 

@@ -8,7 +8,7 @@ from typing import ParamSpec
 from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, fontManager
+from matplotlib.font_manager import FontProperties, findfont, findSystemFonts, fontManager
 from matplotlib.ft2font import FT2Font
 
 P = ParamSpec("P")
@@ -16,13 +16,30 @@ P = ParamSpec("P")
 
 @cache
 def chinese_fonts() -> list[str]:
-    """Family of an installed font with Chinese glyphs; empty if there is none."""
-    for entry in sorted(fontManager.ttflist, key=lambda entry: entry.name):
-        if "Last Resort" in entry.name:  # comes with matplotlib: every character there is, each drawn as a box
+    """Family of an installed font with Chinese glyphs; empty if there is none.
+
+    Matplotlib's own list may be older than the font, so the system's folders are looked through where it has none.
+    """
+    known = {entry.fname: entry.name for entry in fontManager.ttflist}
+    if found := _first_chinese(known):
+        return found
+    fresh = {}
+    for file in set(findSystemFonts()) - known.keys():
+        try:
+            fontManager.addfont(file)
+            fresh[file] = fontManager.ttflist[-1].name
+        except (OSError, RuntimeError, ValueError):  # no font that matplotlib can read
+            continue
+    return _first_chinese(fresh)
+
+
+def _first_chinese(fonts: dict[str, str]) -> list[str]:
+    for file, name in sorted(fonts.items(), key=lambda font: ("Serif" in font[1], font[1])):
+        if "Last Resort" in name:  # comes with matplotlib: every character there is, each drawn as a box
             continue
         try:
-            if FT2Font(entry.fname).get_char_index(ord("中")):
-                return [entry.name]
+            if FT2Font(file).get_char_index(ord("中")):
+                return [name]
         except (OSError, RuntimeError):  # matplotlib remembers fonts that have been removed since
             continue
     return []

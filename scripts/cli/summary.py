@@ -1,7 +1,9 @@
 """The short table at the end of a subcommand: the score, the course's baselines, and where the files are."""
 
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 
 from callbacks.checkpoints import BestCheckpoint
@@ -18,6 +20,12 @@ def collect(subcommand: str, trainer: Trainer) -> dict[str, Any]:
             return {}
         return {f"best {best.monitor}": round(float(best.best_model_score), 5)}
     return {name: round(float(value), 5) for name, value in trainer.callback_metrics.items()}
+
+
+def describe_checkpoint(path: Path) -> str:
+    """A checkpoint's file, with the step that it was taken at."""
+    step = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("global_step")
+    return f"{path.name} of step {step}" if step is not None else path.name
 
 
 def show_summary(
@@ -39,6 +47,8 @@ def show_summary(
         run.add_scores(scores)
     known = run.read_scores() or scores
     rows: list[tuple[str, str]] = [(name, f"{value}") for name, value in known.items()]
+    if subcommand != "fit" and trainer.ckpt_path:
+        rows.append(("weights", describe_checkpoint(Path(trainer.ckpt_path))))
     if isinstance(data, HomeworkData):
         metric = str(getattr(trainer.lightning_module, "monitor", "")).removeprefix("val/")
         score = known.get(f"test/{metric}", known.get(f"best val/{metric}"))

@@ -2,8 +2,8 @@
 
 import contextlib
 import io
+import os
 import re
-from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.callbacks import Callback
@@ -23,7 +23,9 @@ class Terminal(io.StringIO):
 def terminal(monkeypatch):
     """What is drawn on stderr as on a terminal of 200 columns, at every step."""
     screen = Terminal()
-    monkeypatch.setattr("callbacks.progress.shutil.get_terminal_size", lambda: SimpleNamespace(columns=200))
+    monkeypatch.setattr(
+        "callbacks.progress.shutil.get_terminal_size", lambda *size, **options: os.terminal_size((200, 50))
+    )
     monkeypatch.setattr("callbacks.progress.RunProgress.INTERVAL", 0.0)
     return screen
 
