@@ -7,8 +7,7 @@ from textwrap import wrap
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, ListedColormap, Normalize, PowerNorm
+from matplotlib.colors import Colormap, ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.decomposition import PCA
@@ -154,10 +153,7 @@ def heatmaps(images: Tensor, maps: Tensor, titles: Sequence[str]) -> Figure:
     colours = torch.from_numpy(colormaps["jet"](heat[:, 0].numpy())[..., :3]).permute(0, 3, 1, 2)
     opacity = 0.6 * heat
     over = (1 - opacity) * images + opacity * 255 * colours
-    figure = sheet(torch.cat((images, over.round().to(torch.uint8)), dim=3), titles, columns=3)
-    scale = ScalarMappable(Normalize(0, 1), "jet")
-    figure.colorbar(scale, ax=figure.axes, label="importance, of the image's own maximum", shrink=0.6)
-    return figure
+    return sheet(torch.cat((images, over.round().to(torch.uint8)), dim=3), titles, columns=3)
 
 
 def flatten(features: Tensor) -> np.ndarray:
@@ -231,11 +227,10 @@ def labelled_frames(
         figure.subplots(len(heights), 1, sharex=True, height_ratios=heights[:: -1 if above else 1], squeeze=False).flat
     )
     frames, rows = (panels[-1], panels[:-1]) if above else (panels[0], panels[1:])
-    image = frames.imshow(
+    frames.imshow(
         x.cpu().float().T.numpy(), origin="lower", aspect="auto", extent=(0, length, 0, x.shape[1]), cmap="magma"
     )
-    figure.colorbar(image, ax=frames, label="log energy", aspect=10, pad=0.01)
-    frames.set(yticks=[], ylabel="mel band")
+    frames.set_yticks([])
     colours = _colours(len(classes))
     for axes, (track, labels) in zip(rows, tracks.items(), strict=True):
         runs, counts = labels.cpu().unique_consecutive(return_counts=True)
@@ -251,7 +246,7 @@ def labelled_frames(
             start += count
         axes.set_yticks([])
         axes.set_ylabel(track, rotation=0, ha="right", va="center")
-    panels[-1].set_xlabel("time (s)")
+    panels[-1].set_xlabel("seconds")
     return figure
 
 
@@ -276,8 +271,7 @@ def attention_maps(x: Tensor, layers: dict[str, Tensor]) -> Figure:
         for column, weights in enumerate(maps):
             axes = figure.add_subplot(grid[row, column])
             # by the root: a head that looks everywhere a little would be black beside one that looks at one place
-            image = axes.imshow(weights.numpy(), aspect="auto", cmap="viridis", norm=PowerNorm(0.5, 0, weights.max()))
-            figure.colorbar(image, ax=axes, aspect=30, pad=0.01).ax.tick_params(labelsize=6)
+            axes.imshow(weights.sqrt().numpy(), aspect="auto", cmap="viridis")
             axes.set(xticks=[], yticks=[])
             if column == 0:
                 axes.set_ylabel(f"{printable(name)}\nframe that looks", fontsize=8)

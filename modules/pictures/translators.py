@@ -40,13 +40,8 @@ def cross_attention_maps(layers: dict[str, Tensor], source: Sequence[str], targe
         for axes in line[len(maps) :]:
             axes.set_axis_off()
         for head, (axes, weights) in enumerate(zip(line, maps, strict=False), 1):
-            image = axes.imshow(weights.numpy(), cmap="viridis", vmin=0, vmax=1)
+            axes.imshow(weights.numpy(), cmap="viridis", vmin=0, vmax=1)
             axes.set_title(name if len(maps) == 1 else f"{name}, head {head}", fontsize=8)
-    for axes in panels[:, 0]:
-        axes.set_ylabel("output", fontsize=8)
-    for axes in panels[-1]:
-        axes.set_xlabel("source", fontsize=8)
-    figure.colorbar(image, ax=panels, label="weight of attention", shrink=0.6)
     return figure
 
 
@@ -72,7 +67,7 @@ def bleu_by_length(sources: Sequence[str], said: Sequence[str], references: Sequ
         axes.bar(place, height, color="tab:blue")
         axes.text(place, height, f"{height:.1f}\n{len(chosen)} sentences" if chosen else "none", ha="center")
     axes.set_xticks(range(len(names)), names)
-    axes.set(xlabel="words of the source", ylabel="BLEU (0 to 100)")
+    axes.set(xlabel="words of the source", ylabel="BLEU")
     axes.margins(y=0.15)
     return figure
 
@@ -84,5 +79,5 @@ def position_similarity(vectors: Tensor) -> Figure:
     axes = figure.subplots()
     image = axes.imshow((unit @ unit.T).numpy(), cmap="RdBu_r", vmin=-1, vmax=1, origin="lower")
     figure.colorbar(image, label="cosine similarity")
-    axes.set(xlabel="position (token)", ylabel="position (token)")
+    axes.set(xlabel="position", ylabel="position")
     return figure
