@@ -348,6 +348,7 @@ def test_letters_are_kept_where_a_font_has_them(chinese_font):
 
 
 def test_the_font_of_last_resort_does_not_count(monkeypatch):
+    monkeypatch.setattr("modules.pictures.style.findSystemFonts", lambda: [])
     monkeypatch.setattr(fontManager, "ttflist", [f for f in fontManager.ttflist if "/mpl-data/" in f.fname])
     assert style.chinese_fonts.__wrapped__() == []
 
