@@ -20,6 +20,7 @@ class Compiled(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compile once the networks are built and on their device."""
+        pl_module.compiled = True  # type: ignore[assignment]
         for child in pl_module.children():
             # a list of networks is never called itself
             for part in child if isinstance(child, nn.ModuleList) else [child]:

@@ -63,6 +63,8 @@ class HomeworkModule(LightningModule):
         self.new_optimizer: OptimizerCallable = optimizer or torch.optim.AdamW
         self.facts: dict[str, Any] | None = None
         self.built = False
+        self.compiled = False
+        """Whether torch.compile has seen the networks; the Compiled callback sets it."""
         self._train_sums = torch.zeros(4)  # of this epoch so far: losses, steps, right answers, answers
         self._counts: list[Any] = []  # rows or tokens of each batch of an accumulated step, over all ranks
         self._overfits = False
@@ -193,12 +195,13 @@ class HomeworkModule(LightningModule):
             right: Which answers are right, bool of any shape; None: nothing is counted.
         """
         counts = self._counts  # where gradients are accumulated, global_mean divided by the first batch's
-        mean = loss.detach().float() * (counts[0] / counts[-1] if counts else 1)
-        sums = [mean, loss.new_ones(()).float(), loss.new_zeros(2).float()]
-        if right is not None:
-            sums[2] = torch.stack((right.sum(), torch.full_like(right.sum(), right.numel()))).float()
-        new = torch.cat([part.view(-1) for part in sums])
-        new = torch.where(mean.isfinite(), new, 0)  # a step that is not made is not counted either
+        mean = loss.detach().float()
+        if counts:
+            mean = mean * (counts[0] / counts[-1])
+        one = torch.ones_like(mean)
+        found, answers = (one * 0, one * 0) if right is None else (right.sum(dtype=mean.dtype), one * right.numel())
+        new = torch.stack([mean, one, found, answers])
+        new = torch.where(mean - mean == 0, new, 0)  # a step that is not finite is not made, and not counted either
         self._train_sums = self._train_sums.to(loss.device) + new
         return loss
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
@@ -70,6 +70,7 @@ class Classifier(HomeworkModule):
             raise MisconfigurationException(f"model.members is {members}: expected at least 1")
         check_shares(label_smoothing=label_smoothing)
         self.members, self.label_smoothing = members, label_smoothing
+        self.augment = nn.ModuleList()
 
     def build_metrics(self, count: int, **further: Metric) -> None:
         """Create accuracy, cross-entropy, confusions, and what else a homework measures, for so many classes."""
@@ -81,6 +82,18 @@ class Classifier(HomeworkModule):
         self.test_metrics = self.val_metrics.clone("test/")
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.confusion = MulticlassConfusionMatrix(count, validate_args=False)
+
+    def augmented(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """Sequences (B, T, D), mask (B, T), as each member sees them: (B, T, D) each.
+
+        In training `augment` makes another draw for every member, of all members at once.
+        """
+        if not self.training or not len(self.augment):
+            return (x,) * self.members
+        x, mask = x.repeat(self.members, 1, 1), None if mask is None else mask.repeat(self.members, 1)
+        for part in self.augment:
+            x = part(x, mask)
+        return x.chunk(self.members)
 
     def judge(self, batch: dict[str, Any]) -> Judged:
         """What the networks say of a batch."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, MetricCollection
 
 from modules.base import HomeworkModule
+from modules.cast_weights import weights_cast_once
 from modules.nets.context_linear import ContextLinear
 from modules.nets.mlp import MLP, Activation
 
@@ -160,6 +161,7 @@ class CovidRegressor(HomeworkModule):
         """Predictions of every member, (M, B, C) -> (M, B), in percent."""
         return self.net(x)
 
+    @weights_cast_once
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Sum over members of the mean squared error over the batch, x (M, B, C), y (M, B)."""
         errors = (self(batch["x"]) - batch["y"]).square()

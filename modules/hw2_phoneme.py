@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import WordErrorRate
 
+from modules.cast_weights import weights_cast_once
 from modules.classifier import Classifier, Judged, check_shares, mean_log_probabilities
 from modules.nets.attention import padding_mask
 from modules.nets.vocal_tract import VocalTract
@@ -96,13 +97,8 @@ class PhonemeClassifier(Classifier):
         x = x.to(self.transitions.dtype)
         if mask is None:
             return torch.stack([head(net(x)) for net, head in zip(self.nets, self.heads, strict=True)])
-        scores = []
-        for net, head in zip(self.nets, self.heads, strict=True):
-            seen = x
-            for part in self.augment:
-                seen = part(seen, mask)
-            scores.append(head(net(seen, mask)))
-        return torch.stack(scores)
+        seen = self.augmented(x, mask)
+        return torch.stack([head(net(s, mask)) for net, head, s in zip(self.nets, self.heads, seen, strict=True)])
 
     def of_each_row(self, batch: dict[str, Any], name: str) -> Tensor:
         """The batch's `y` or `row` of all frames that are there (F,), one utterance after the other."""
@@ -115,6 +111,7 @@ class PhonemeClassifier(Classifier):
         # a mask as index would wait for the device, to learn how many frames there are
         return self(batch["x"], batch["mask"]).flatten(1, 2).index_select(1, batch["places"])
 
+    @weights_cast_once
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Cross-entropy, the mean over frames and members."""
         return self.members_loss(self.scores(batch), self.of_each_row(batch, "y"))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from modules.cast_weights import weights_cast_once
 from modules.classifier import Classifier, Judged, check_shares
 from modules.mixing import cutmix, mixup
 from modules.nets.resnet import ResNet
@@ -93,6 +94,7 @@ class FoodClassifier(Classifier):
 
     # training
 
+    @weights_cast_once
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean cross-entropy over the labelled images, plus that over confident unlabelled ones."""
         x, y = self.normalised(batch["x"]), batch["y"]

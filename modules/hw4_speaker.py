@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from modules.cast_weights import weights_cast_once
 from modules.classifier import Classifier, Judged, check_shares, mean_log_probabilities
 from modules.nets.attention import MultiHeadAttention
 from modules.nets.embedder import Embedder
@@ -84,18 +85,17 @@ class SpeakerClassifier(Classifier):
         )
         self.val_eer, self.test_eer = EqualErrorRate(), EqualErrorRate()
 
-    def prepared(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Frames as the networks see them, (B, T, D) -> (B, T, D)."""
+    def prepared(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """Frames as each member sees them, (B, T, D) -> (B, T, D) each."""
         x = x.float()
         if self.normalise:
             x = x - POOLINGS["mean"](x.shape[2])(x, mask).unsqueeze(1)
-        for part in self.augment:
-            x = part(x, mask)
-        return x if mask is None else x.masked_fill(~mask.unsqueeze(2), 0.0)
+        x = x if mask is None else x.masked_fill(~mask.unsqueeze(2), 0.0)
+        return self.augmented(x, mask)
 
     def embeddings(self, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """What each member makes of stretches (B, T, D): (B, E) each."""
-        return [net(self.prepared(x, mask), mask) for net in self.nets]
+        return [net(seen, mask) for net, seen in zip(self.nets, self.prepared(x, mask), strict=True)]
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Log-probabilities of the members' mean, (B, T, D) -> (B, C)."""
@@ -104,6 +104,7 @@ class SpeakerClassifier(Classifier):
     def _logs(self, found: list[Tensor]) -> Tensor:
         return mean_log_probabilities(torch.stack([head(e) for head, e in zip(self.heads, found, strict=True)]))
 
+    @weights_cast_once
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy, with the head's margin if it has one; the mean over utterances and members."""
         y, found = batch["y"], self.embeddings(batch["x"], batch.get("mask"))
@@ -171,7 +172,7 @@ class SpeakerClassifier(Classifier):
                 found[layer] = module.weights(*args)[0].float().cpu()
 
             hooks.append(part.register_forward_pre_hook(keep))
-        self.nets[0](self.prepared(x.to(self.device), None))
+        self.nets[0](self.prepared(x.to(self.device), None)[0])
         for hook in hooks:
             hook.remove()
         return found

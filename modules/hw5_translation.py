@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from modules.base import HomeworkModule
+from modules.cast_weights import weights_cast_once
 from modules.first_weights import load_first_weights
 from modules.nets.recurrent_seq2seq import SourceAttention
 from modules.nets.seq2seq import Memory, Seq2Seq, TransformerSeq2Seq
@@ -151,6 +152,7 @@ class Translator(HomeworkModule):
         logits = self.net.logits(self._states(batch["source"], target).flatten(0, 1).index_select(0, places))
         return smoothed_cross_entropy(logits, gold, smoothing), logits.argmax(1) == gold
 
+    @weights_cast_once
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Mean over the valid tokens of all ranks."""
         losses, right = self._losses(batch, self.label_smoothing)

@@ -189,6 +189,7 @@ class PretendedGPU(TorchDispatchMode):
         """By phase: kernel -> how often."""
         self.calls: dict[str, Callable[..., Any]] = {
             "scaled_dot_product_attention": self._attention,
+            "dropout": self._dropout,
             "gru": lambda *args: self._recurrent("gru", *args),
             "lstm": lambda *args: self._recurrent("lstm", *args),
             "ctc_loss": self._ctc_loss,
@@ -282,6 +283,11 @@ class PretendedGPU(TorchDispatchMode):
 
         inputs = tensors[:3] if attn_mask is not None and attn_mask.dtype == torch.bool else tensors
         return _Recomputed.apply(attend, query.dtype, *inputs)[0]
+
+    @staticmethod
+    def _dropout(tensor: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        """CUDA has one kernel for it, and one for its gradient; to C++ these tensors are on another device."""
+        return torch.native_dropout(tensor, p, training)[0] if training else tensor
 
     def _recurrent(self, kind: str, data: Tensor, second: Any, *rest: Any) -> Any:
         """torch.gru(data, hx, weights, ...) or, with packed data, torch.gru(data, batch_sizes, hx, weights, ...)."""

@@ -3,6 +3,8 @@
 Masks are bool everywhere: True is a valid frame, or a key that a query may attend to.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +23,60 @@ def every_nth(mask: Tensor, stride: int) -> Tensor:
     As mask[:, ::stride], by the steps that `stacked` takes with frames: torch.export then sees that both lengths agree.
     """
     return mask if stride == 1 else mask.unfold(1, 1, stride).any(2)
+
+
+class Padding:
+    """What the layers of a stack derive from the mask of their frames, once for all of them.
+
+    Args:
+        valid: (B, T) bool, True = valid.
+    """
+
+    def __init__(self, valid: Tensor) -> None:
+        self.valid = valid
+        self.keys = Keys.of(valid[:, None, None, :])
+        """The attention mask that hides padded keys."""
+        self._weights: Tensor | None = None
+        self._count: Tensor | None = None
+
+    @staticmethod
+    def of(mask: "Tensor | Padding | None") -> "Padding | None":
+        """That of a mask (B, T); one that is there already, or None, as it is."""
+        return Padding(mask) if isinstance(mask, Tensor) else mask
+
+    @property
+    def weights(self) -> Tensor:
+        """(B, T, 1) float32, 1 = valid, 0 = padded."""
+        if self._weights is None:
+            self._weights = self.valid.unsqueeze(-1).float()
+        return self._weights
+
+    @property
+    def count(self) -> Tensor:
+        """Number of valid frames, () float32."""
+        if self._count is None:
+            self._count = self.weights.sum()
+        return self._count
+
+
+class Keys(NamedTuple):
+    """Which keys may be attended to, so that no backend meets a softmax over nothing."""
+
+    allowed: Tensor
+    """Broadcastable to (B, heads, Tq, Tk), True = may; all of them for a query that may attend to nothing."""
+    none: Tensor
+    """(..., Tq, 1), True = this query may attend to nothing."""
+
+    @staticmethod
+    def of(mask: Tensor) -> "Keys":
+        """From a mask broadcastable to (B, heads, Tq, Tk)."""
+        none = ~mask.any(-1, keepdim=True)
+        return Keys(mask | none, none)
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask that it was made of."""
+        return self.allowed & ~self.none
 
 
 def key_mask(valid: Tensor | None) -> Tensor | None:
@@ -105,10 +161,16 @@ class MultiHeadAttention(nn.Module):
 
     def _project(self, x: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
         """(B, T, D) through parts first to last of query, key, value: each (B, heads, T, D / heads)."""
-        rows = slice(first * self.d_model, last * self.d_model)
-        bias = None if self.in_proj_bias is None else self.in_proj_bias[rows]
-        parts = F.linear(x, self.in_proj_weight[rows], bias).chunk(last - first, -1)
-        return tuple(part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        weight: Tensor = self.in_proj_weight
+        bias: Tensor | None = self.in_proj_bias
+        if last - first < 3:
+            rows = slice(first * self.d_model, last * self.d_model)
+            weight, bias = weight[rows], None if bias is None else bias[rows]
+        return self._heads(F.linear(x, weight, bias), last - first)
+
+    def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(B, T, parts D) -> parts of (B, heads, T, D / heads)."""
+        return tuple(part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected.chunk(parts, -1))
 
     def remember(self, memory: Tensor) -> KVCache:
         """Keys and values of a memory (B, Tk, D), for `forward` to take as cache in place of the memory."""
@@ -120,7 +182,12 @@ class MultiHeadAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Projections of forward's arguments, (B, heads, T, D / heads) each."""
         if key_value is not None:
-            (q,), (k, v) = self._project(query, 0, 1), self._project(key_value, 1, 3)
+            # split, as the gradient of slices is a kernel for each and one for their sum
+            sizes = [self.d_model, 2 * self.d_model]
+            weights = self.in_proj_weight.split(sizes)
+            biases = [None, None] if self.in_proj_bias is None else self.in_proj_bias.split(sizes)
+            (q,) = self._heads(F.linear(query, weights[0], biases[0]), 1)
+            k, v = self._heads(F.linear(key_value, weights[1], biases[1]), 2)
         elif cache is not None and cache.fixed and cache.keys is not None and cache.values is not None:
             (q,), k, v = self._project(query, 0, 1), cache.keys, cache.values
         else:
@@ -140,7 +207,7 @@ class MultiHeadAttention(nn.Module):
         self,
         query: Tensor,
         key_value: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Keys | None = None,
         causal: bool = False,
         bias: Tensor | None = None,
         cache: KVCache | None = None,
@@ -150,7 +217,8 @@ class MultiHeadAttention(nn.Module):
         Args:
             query: (B, Tq, D).
             key_value: (B, Tk, D); None is self-attention, or attention to a fixed cache.
-            mask: Keys that may be attended to, broadcastable to (B, heads, Tq, Tk), such as (B, 1, 1, Tk) for padding.
+            mask: Keys that may be attended to, broadcastable to (B, heads, Tq, Tk), such as (B, 1, 1, Tk) for padding;
+                or the `Keys` of such a mask.
             causal: No query attends to a later key; the queries are the last Tq of the Tk keys.
             bias: Added to the scores; broadcastable to (B, heads, Tq, Tk).
             cache: Of self-attention: gets the new keys and values, and all it holds is attended to. Of a memory
@@ -159,22 +227,23 @@ class MultiHeadAttention(nn.Module):
         q, k, v = self._queries_keys_values(query, key_value, cache)
         q, bias = self._add_relative(q, bias)
         if causal and (mask is not None or bias is not None or q.shape[2] != k.shape[2]):
+            mask = mask.mask if isinstance(mask, Keys) else mask
             mask, causal = _with_causal(mask, q, k), False  # SDPA takes a mask or is_causal, and aligns the first keys
-        some = None if mask is None else mask.any(-1, keepdim=True)
-        allowed = None if mask is None or some is None else mask | ~some
+        keys = Keys.of(mask) if isinstance(mask, Tensor) else mask
+        allowed = None if keys is None else keys.allowed
         if bias is not None:
             allowed = bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
         dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, allowed, dropout, causal)
-        if some is not None:
-            out = out.masked_fill(~some, 0.0)
+        if keys is not None:
+            out = out.masked_fill(keys.none, 0.0)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
     def weights(
         self,
         query: Tensor,
         key_value: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Keys | None = None,
         causal: bool = False,
         bias: Tensor | None = None,
     ) -> Tensor:
@@ -183,6 +252,7 @@ class MultiHeadAttention(nn.Module):
         Rows sum to 1, or to 0 where there is nothing to attend to. forward never holds them, so call this from a
         forward pre-hook to see those of a network: its positional arguments are these.
         """
+        mask = mask.mask if isinstance(mask, Keys) else mask
         q, k, _ = self._queries_keys_values(query, key_value, None)
         q, bias = self._add_relative(q, bias)
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5

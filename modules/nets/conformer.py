@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.nets.attention import MultiHeadAttention, key_mask
+from modules.nets.attention import MultiHeadAttention, Padding
 from modules.nets.dropout import Dropout
 from modules.nets.positions import RelativePositions
 
@@ -39,6 +39,56 @@ def _of_all(x: Tensor) -> Tensor:
     return total
 
 
+class _Normalised(torch.autograd.Function):
+    """x (B, T, D) normalised over the frames of weight 1, the mean and 1 / deviation (D,) of those, and their variance.
+
+    A formula of its own, as plain operations would start twice as many kernels. It can be differentiated twice, by way
+    of mean and 1 / deviation, which are outputs for this; the unbiased variance is for the running one alone.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weights: Tensor, count: Tensor, gain: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        wide = x * weights  # float32: sums over a batch of bfloat16 lose the variance
+        total = wide.sum((0, 1))
+        if _together():
+            total, count = _summed(torch.cat([total, count.view(1)])).split([len(total), 1])
+        count = count.clamp(min=1)
+        mean = total / count
+        centred = torch.addcmul(wide, weights, mean, value=-1)
+        squares = centred.square().sum((0, 1))
+        squares = _summed(squares) if _together() else squares
+        inverse = (squares / count + eps).rsqrt()
+        out = torch.addcmul(bias, centred, gain * inverse).to(x.dtype)
+        unbiased = squares / (count - 1).clamp(min=1)
+        ctx.mark_non_differentiable(unbiased)
+        ctx.save_for_backward(x, weights, gain, count, mean, inverse)
+        return out, mean, inverse, unbiased
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, weights, gain, count, mean, inverse = ctx.saved_tensors
+        of_out, of_mean, of_inverse, _ = grads
+        share, centred = weights / count, x - mean
+        found, of_gain, of_bias = torch.zeros((), device=x.device), None, None
+        if of_out is not None:
+            normal, grad = centred * inverse, of_out * weights
+            of_bias, of_gain = own = grad.sum((0, 1)), (grad * normal).sum((0, 1))
+            sums = _of_all(torch.stack(own)).unbind() if _together() else own
+            found = torch.addcmul(grad, torch.addcmul(sums[0], normal, sums[1]), share, value=-1) * (gain * inverse)
+        if of_mean is not None:
+            found = found + share * of_mean
+        if of_inverse is not None:
+            found = found - share * centred * (of_inverse * inverse**3)
+        return found.to(x.dtype).expand_as(x), None, None, of_gain, of_bias, None
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 class MaskedBatchNorm(nn.Module):
     """Batch normalisation (Ioffe & Szegedy 2015) of (B, T, D) over the valid frames of all rows.
 
@@ -58,31 +108,23 @@ class MaskedBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(features))
         self.register_buffer("running_var", torch.ones(features))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | Padding | None = None) -> Tensor:
         """(B, T, D), mask (B, T) -> (B, T, D)."""
-        mean, var = self._statistics(x, mask) if self.training else (self.running_mean, self.running_var)
-        scale = self.weight * (var + self.eps).rsqrt()
-        return ((x - mean) * scale + self.bias).to(x.dtype)
-
-    def _statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and variance (D,) of the valid frames; also moves the running ones."""
-        x = x.to(self.running_mean.dtype)  # sums over a batch of bfloat16 lose the variance
-        valid = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
-        padded = ~valid.unsqueeze(-1)
-        total = x.masked_fill(padded, 0.0).sum((0, 1))
-        if together := dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            *parts, frames = _of_all(torch.cat([total, valid.sum().to(total.dtype).view(1)])).split([len(total), 1])
-            total, count = parts[0], frames.clamp(min=1)
+        if not self.training:
+            scale = self.weight * (self.running_var + self.eps).rsqrt()
+            return ((x - self.running_mean) * scale + self.bias).to(x.dtype)
+        padding = Padding.of(mask)
+        if padding is None:
+            weights = torch.ones(1, 1, 1, device=x.device)
+            count = torch.full((), float(x.shape[0] * x.shape[1]), device=x.device)
         else:
-            count = valid.sum().clamp(min=1)
-        mean = total / count
-        squares = (x - mean).masked_fill(padded, 0.0).square().sum((0, 1))
-        var = (_of_all(squares) if together else squares) / count
+            weights, count = padding.weights, padding.count
+        dtype = self.weight.dtype
+        found: Any = _Normalised.apply(x, weights.to(dtype), count.to(dtype), self.weight, self.bias, self.eps)
+        out, mean, _, unbiased = found
         with torch.no_grad():
-            unbiased = var * (count / (count - 1).clamp(min=1))
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(unbiased, self.momentum)
-        return mean, var
+            torch._foreach_lerp_([self.running_mean, self.running_var], [mean.detach(), unbiased], self.momentum)
+        return out
 
 
 class FeedForward(nn.Sequential):
@@ -122,13 +164,14 @@ class ConvolutionModule(nn.Module):
         self.pointwise2 = nn.Linear(d_model, d_model)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | Padding | None = None) -> Tensor:
         """(B, T, D), mask (B, T) -> (B, T, D)."""
+        padding = Padding.of(mask)
         x = F.glu(self.pointwise1(self.layer_norm(x)), -1)
-        if mask is not None:
-            x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
+        if padding is not None:
+            x = x * padding.weights.to(x.dtype)  # not masked_fill, which would need the mask's inverse
         x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
-        return self.dropout(self.pointwise2(F.silu(self.batch_norm(x, mask))))
+        return self.dropout(self.pointwise2(F.silu(self.batch_norm(x, padding))))
 
 
 class ConformerBlock(nn.Module):
@@ -156,10 +199,12 @@ class ConformerBlock(nn.Module):
         self.feed_forward2 = FeedForward(d_model, d_ff, dropout)
         self.norm = nn.LayerNorm(d_model)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | Padding | None = None) -> Tensor:
         """Eq. 1: (B, T, D), mask (B, T) -> (B, T, D)."""
-        x = x + self.feed_forward1(x) / 2
-        x = x + self.dropout(self.attention(self.attention_norm(x), None, key_mask(mask)))
-        x = x + self.convolution(x, mask)
-        x = x + self.feed_forward2(x) / 2
+        padding = Padding.of(mask)
+        keys = None if padding is None else padding.keys
+        x = torch.add(x, self.feed_forward1(x), alpha=0.5)
+        x = x + self.dropout(self.attention(self.attention_norm(x), None, keys))
+        x = x + self.convolution(x, padding)
+        x = torch.add(x, self.feed_forward2(x), alpha=0.5)
         return self.norm(x)

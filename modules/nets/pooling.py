@@ -61,13 +61,18 @@ class SelfAttentivePooling(nn.Module):
 
     def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """How much each frame counts: (B, T, D) -> (B, T), rows sum to 1."""
-        valid = _valid(x, mask)
-        scores = self.score(x.masked_fill(~valid, 0.0))
-        return scores.masked_fill(~valid, torch.finfo(scores.dtype).min).softmax(1).squeeze(-1)
+        padded = ~_valid(x, mask)
+        return self._weights(x.masked_fill(padded, 0.0), padded).squeeze(-1)
+
+    def _weights(self, x: Tensor, padded: Tensor) -> Tensor:
+        scores = self.score(x)
+        return scores.masked_fill(padded, torch.finfo(scores.dtype).min).softmax(1)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, D)."""
-        return (self.weights(x, mask).unsqueeze(-1) * x.masked_fill(~_valid(x, mask), 0.0)).sum(1)
+        padded = ~_valid(x, mask)
+        x = x.masked_fill(padded, 0.0)
+        return (self._weights(x, padded) * x).sum(1)
 
 
 POOLINGS: dict[str, type[MeanPooling | MaxPooling | StatisticsPooling | SelfAttentivePooling]] = {

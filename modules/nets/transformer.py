@@ -8,12 +8,17 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from modules.nets.attention import KVCache, MultiHeadAttention, key_mask
+from modules.nets.attention import Keys, KVCache, MultiHeadAttention, Padding
 from modules.nets.dropout import Dropout
 from modules.nets.routing import FixedRouting
 
 Norm = Literal["post", "pre"]
 Activation = Literal["relu", "gelu"]
+
+
+def _keys(mask: Tensor | Padding | None) -> Keys | None:
+    padding = Padding.of(mask)
+    return None if padding is None else padding.keys
 
 
 class EncoderLayer(nn.Module):
@@ -48,19 +53,19 @@ class EncoderLayer(nn.Module):
         self.activation = nn.ReLU() if activation == "relu" else nn.GELU()
         self.dropout = Dropout(dropout)
 
-    def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, mask: Keys | None) -> Tensor:
         return self.dropout(self.self_attn(x, None, mask))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.linear2(self.dropout(self.activation(self.linear1(x)))))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | Padding | None = None) -> Tensor:
         """(B, T, D), mask (B, T) -> (B, T, D)."""
-        mask = key_mask(mask)
+        keys = _keys(mask)
         if self.pre:
-            x = x + self._attend(self.norm1(x), mask)
+            x = x + self._attend(self.norm1(x), keys)
             return x + self._feed_forward(self.norm2(x))
-        x = self.norm1(x + self._attend(x, mask))
+        x = self.norm1(x + self._attend(x, keys))
         return self.norm2(x + self._feed_forward(x))
 
 
@@ -84,16 +89,17 @@ class Encoder(nn.Module):
 
         All of them pass the last norm, so that a decoder finds the same scale in whichever it attends to.
         """
-        found = []
+        found, padding = [], Padding.of(mask)
         for layer in self.layers:
-            x = layer(x, mask)
+            x = layer(x, padding)
             found.append(self.norm(x))
         return found
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D), mask (B, T) -> (B, T, D)."""
+        padding = Padding.of(mask)
         for layer in self.layers:
-            x = layer(x, mask)
+            x = layer(x, padding)
         return self.norm(x)
 
 
@@ -128,10 +134,10 @@ class DecoderLayer(nn.Module):
         self.activation = nn.ReLU() if activation == "relu" else nn.GELU()
         self.dropout = Dropout(dropout)
 
-    def _attend(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def _attend(self, x: Tensor, mask: Keys | None, cache: KVCache | None) -> Tensor:
         return self.dropout(self.self_attn(x, None, mask, self.causal, cache=cache))
 
-    def _attend_memory(self, x: Tensor, memory: Tensor | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def _attend_memory(self, x: Tensor, memory: Tensor | None, mask: Keys | None, cache: KVCache | None) -> Tensor:
         if cache is None or cache.keys is None or cache.keys.shape[0] == x.shape[0]:  # len() would be fixed by export
             return self.dropout(self.multihead_attn(x, memory, mask, cache=cache))
         beams = x.reshape(cache.keys.shape[0], -1, x.shape[2])  # those of a sentence ask its one memory side by side
@@ -144,8 +150,8 @@ class DecoderLayer(nn.Module):
         self,
         x: Tensor,
         memory: Tensor | None,
-        mask: Tensor | None = None,
-        memory_mask: Tensor | None = None,
+        mask: Tensor | Padding | None = None,
+        memory_mask: Tensor | Padding | None = None,
         caches: tuple[KVCache | None, KVCache | None] = (None, None),
     ) -> Tensor:
         """(B, T, D), memory (B, S, D), masks (B, T) and (B, S) -> (B, T, D).
@@ -153,13 +159,13 @@ class DecoderLayer(nn.Module):
         With caches, of self-attention and of the memory, x are the next frames and memory is None; that of the memory
         may have one row for several of x, which follow each other (the beams of a sentence).
         """
-        mask, memory_mask = key_mask(mask), key_mask(memory_mask)
+        keys, memory_keys = _keys(mask), _keys(memory_mask)
         if self.pre:
-            x = x + self._attend(self.norm1(x), mask, caches[0])
-            x = x + self._attend_memory(self.norm2(x), memory, memory_mask, caches[1])
+            x = x + self._attend(self.norm1(x), keys, caches[0])
+            x = x + self._attend_memory(self.norm2(x), memory, memory_keys, caches[1])
             return x + self._feed_forward(self.norm3(x))
-        x = self.norm1(x + self._attend(x, mask, caches[0]))
-        x = self.norm2(x + self._attend_memory(x, memory, memory_mask, caches[1]))
+        x = self.norm1(x + self._attend(x, keys, caches[0]))
+        x = self.norm2(x + self._attend_memory(x, memory, memory_keys, caches[1]))
         return self.norm3(x + self._feed_forward(x))
 
 
@@ -219,8 +225,9 @@ class Decoder(nn.Module):
 
         memories are `Encoder.outputs`, or [memory] where the routing is the default.
         """
+        padding, memory_padding = Padding.of(mask), Padding.of(memory_mask)
         for layer, memory in zip(self.layers, self.routing(memories), strict=True):
-            x = layer(x, memory, mask, memory_mask)
+            x = layer(x, memory, padding, memory_padding)
         return self.norm(x)
 
     def start(self, memories: Sequence[Tensor], memory_mask: Tensor | None = None, room: int = 0) -> DecoderCache:
@@ -240,6 +247,7 @@ class Decoder(nn.Module):
 
     def step(self, x: Tensor, cache: DecoderCache) -> Tensor:
         """The next frames, usually one: (B, t, D) -> (B, t, D); the cache is updated."""
+        memory_padding = Padding.of(cache.memory_mask)
         for layer, caches in zip(self.layers, cache.layers, strict=True):
-            x = layer(x, None, None, cache.memory_mask, caches)
+            x = layer(x, None, None, memory_padding, caches)
         return self.norm(x)

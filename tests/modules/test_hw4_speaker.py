@@ -143,8 +143,8 @@ def test_normalising_takes_a_channels_colour_away():
 def test_what_is_hidden_is_hidden_in_training_alone():
     module = classifier(augment=[SpecAugment(times=1, time_width=9, time_share=1.0, bands=1, band_width=3)])
     x = stretches()["x"]
-    assert (module.train().prepared(x, None) == 0).any()
-    assert torch.equal(module.eval().prepared(x, None), x)
+    assert (module.train().prepared(x, None)[0] == 0).any()
+    assert torch.equal(module.eval().prepared(x, None)[0], x)
 
 
 # losses

@@ -51,6 +51,14 @@ def test_masked_batch_norm_of_one_frame_or_none_is_finite():
     assert norm.running_var.isfinite().all()
 
 
+def test_masked_batch_norm_can_be_differentiated_twice():
+    norm, valid = MaskedBatchNorm(3).double(), padding_mask(torch.tensor([4, 2]), 4)
+    x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    for mask in (valid, None):
+        assert torch.autograd.gradcheck(lambda x, mask=mask: norm(x, mask), x)
+        assert torch.autograd.gradgradcheck(lambda x, mask=mask: norm(x, mask), x)
+
+
 def test_convolution_module_is_its_formula():
     module = randomised(ConvolutionModule(D, KERNEL, 0.0)).eval()
     weights = module.state_dict()
