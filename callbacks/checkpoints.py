@@ -119,8 +119,8 @@ class LastCheckpoint(Checkpoint):
         self._end = SystemExit(TERMINATED)
 
     def end(self, error: BaseException) -> None:
-        """Save at the end of this step, and raise the error then."""
-        self._end = error
+        """Save at the end of this step, and raise the error then; the first of several."""
+        self._end = self._end or error
 
     def _listen_no_more(self) -> None:
         if self._handler is not None:

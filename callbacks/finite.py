@@ -68,6 +68,7 @@ class FiniteNumbers(Callback):
         self._bad: Tensor | None = None  # of each parameter with a gradient, in the first step since the last look
         self._first: Tensor | None = None  # number of that step, -1 for none
         self._count: Tensor | None = None
+        self._longest: Tensor | None = None  # most steps in a row
         self._names: list[str] = []
         self._rows: list[tuple[int, Tensor]] = []
 
@@ -85,6 +86,7 @@ class FiniteNumbers(Callback):
         """Find what a step would change beside the weights."""
         self._forget()
         self._in_a_row = 0
+        self._streak: Tensor | None = None  # the same up to the last step, on the device
         self._losses: list[Tensor] = []
         self._parameters = {parameter: name for name, parameter in pl_module.named_parameters()}
         self._running = [
@@ -138,6 +140,7 @@ class FiniteNumbers(Callback):
             buffer.copy_(before)
         bad = [self._parameters.get(p, "?") for p, size in zip(parameters, sizes, strict=False) if not size.isfinite()]
         what = self._trace(trainer, module, losses) or _gradient(bad)
+        self._in_a_row += 1
         self._found(trainer, module, steps_done(trainer), 1, what)
 
     def _mark(self, trainer: Trainer, optimizer: Optimizer, parameters: list[nn.Parameter], sizes: Tensor) -> None:
@@ -147,12 +150,16 @@ class FiniteNumbers(Callback):
         if self._first is None or self._bad is None or len(self._bad) != len(wrong):
             self._first = sizes.new_full((), -1, dtype=torch.long)
             self._bad, self._count = torch.zeros_like(wrong), torch.zeros_like(self._first)
+            self._longest = torch.zeros_like(self._first)
             self._names = [self._parameters.get(p, "?") for p in parameters]
-        assert self._count is not None
+        assert self._count is not None and self._longest is not None
         new = any_wrong & (self._first < 0)
         self._first = torch.where(new, steps_done(trainer), self._first)
         self._bad = torch.where(new, wrong, self._bad)
         self._count = self._count + any_wrong
+        before = torch.zeros_like(self._first) if self._streak is None else self._streak
+        self._streak = torch.where(any_wrong, before + 1, 0)
+        self._longest = torch.maximum(self._longest, self._streak)
         if isinstance(self._batch[0], dict) and isinstance(row := self._batch[0].get("row"), Tensor):
             self._rows.append((steps_done(trainer), row))
         if getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -161,8 +168,8 @@ class FiniteNumbers(Callback):
             for parameter in parameters:
                 assert parameter.grad is not None
                 parameter.grad.masked_fill_(any_wrong, 0)
-        for buffer, before in zip(self._running, self._before, strict=bool(self._before)):
-            buffer.copy_(torch.where(any_wrong, before, buffer))
+        for buffer, old in zip(self._running, self._before, strict=bool(self._before)):
+            buffer.copy_(torch.where(any_wrong, old, buffer))
 
     def _look(self, trainer: Trainer, module: LightningModule) -> None:
         """Read what the device has noted, where the host waits for it in any case."""
@@ -171,13 +178,13 @@ class FiniteNumbers(Callback):
                 f"step {steps_done(trainer)}: no gradient was finite for many steps, and fp16's loss scale has become "
                 f"{self._scaler.get_scale():.1g}; {_ways(self.policy)}"
             )
-        if self._first is None or self._bad is None or self._count is None:
+        if self._first is None or self._bad is None or self._count is None or self._longest is None:
             return
-        first, count, bad = int(self._first), int(self._count), self._bad.tolist()
+        first, count, self._in_a_row = torch.stack((self._first, self._count, self._longest)).tolist()
+        bad = self._bad.tolist()
         names, rows = self._names, [row for step, row in self._rows if step == first]
         self._forget()
         if first < 0:
-            self._in_a_row = 0
             return
         loss = any(bad[len(names) :])
         what = "the loss is not finite" if loss else _gradient([n for n, b in zip(names, bad, strict=False) if b])
@@ -185,9 +192,8 @@ class FiniteNumbers(Callback):
 
     def _found(self, trainer: Trainer, module: LightningModule, step: int, count: int, what: str) -> None:
         self.skipped += count
-        self._in_a_row += count
         text = f"step {step}: {what}"
-        if self.policy == "stop" or self._in_a_row > PATIENCE:
+        if self.policy == "stop" or self._in_a_row >= PATIENCE:
             if self.policy != "stop":
                 text += f"; {self._in_a_row} steps in a row could not be made"
             error = NotFiniteError(f"{text}. The step was not made; {_ways(self.policy)}")

@@ -175,7 +175,8 @@ class HomeworkModule(LightningModule):
         if self._counts:
             scale = self.trainer.accumulate_grad_batches * self._counts[0] / sum(self._counts)
             grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-            torch._foreach_mul_(grads, scale)  # a launch for all of them together
+            if grads:  # a step that is left out has none
+                torch._foreach_mul_(grads, scale)  # a launch for all of them together
             self._counts = []
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -149,6 +149,7 @@ def _broken(archive: Path, error: BaseException) -> DataError:
 def _looked_through(archive: Path, own_size: int, members: Iterator[_Member], folder: Path) -> dict[Path, _Member]:
     """The files to be written by where they belong; stops at the first member that forbids it."""
     files: dict[Path, _Member] = {}
+    seen: set[str] = set()
     total = 0
     for number, member in enumerate(members):
         # Windows' rules on every system: they know both slashes, drives and shares, so it is good here or nowhere
@@ -168,8 +169,10 @@ def _looked_through(archive: Path, own_size: int, members: Iterator[_Member], fo
         if not member.is_file:
             continue
         target = folder.joinpath(*path.parts)
-        if target in files:
+        name = str(path).casefold()  # a disk of macOS or Windows takes names that differ in case alone for one
+        if name in seen:
             raise DataError(f"{archive}: {member.name!r} stands in it twice; nothing was unpacked, pack it again")
+        seen.add(name)
         files[target] = member
     return files
 

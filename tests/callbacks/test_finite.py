@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
@@ -139,10 +139,37 @@ def test_lower_halves_the_rate(warmup):
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 / 4)
 
 
-def test_skipping_for_ever_is_an_error():
-    steps = PATIENCE + 5
-    with pytest.raises(NotFiniteError, match="steps in a row"):
-        trained(batches(set(range(steps)), math.nan, steps=steps), OPTIMIZERS["AdamW"], FiniteNumbers("skip"))
+@pytest.mark.parametrize("deferred", [False, True])
+@pytest.mark.parametrize("good", [None, PATIENCE - 1])
+def test_skipping_for_ever_is_an_error(deferred, good, monkeypatch):
+    """PATIENCE steps in a row; one good step begins the count anew, whenever the flags are looked at."""
+    if deferred:
+        monkeypatch.setattr("callbacks.finite.AT_ONCE", ())
+    steps = PATIENCE if good is None else 2 * PATIENCE - 1
+    loader = batches(set(range(steps)) - {good}, math.nan, steps=steps)
+    for every in (1, 7, steps):
+        finite = FiniteNumbers("skip")
+        if good is None:
+            with pytest.raises(NotFiniteError, match=f"{PATIENCE} steps in a row"):
+                trained(loader, OPTIMIZERS["fused"], finite, log_every_n_steps=every)
+        else:
+            with pytest.warns(UserWarning, match="left out"):
+                trained(loader, OPTIMIZERS["fused"], finite, log_every_n_steps=every)
+            assert finite.skipped == steps - 1
+
+
+def test_the_first_of_several_errors_ends_the_run(tmp_path):
+    """Under DDP the end of a run waits for the next logged step; further steps may be bad until then."""
+    keeper = LastCheckpoint(tmp_path / "last.ckpt")
+
+    class Ends(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            keeper.end(NotFiniteError("step 0"))
+            keeper.end(NotFiniteError("step 1"))
+
+    with pytest.raises(NotFiniteError, match="step 0"):
+        trained(batches(set(), 0), OPTIMIZERS["AdamW"], Ends(), keeper, plugins=[RunCheckpointIO()],
+                enable_checkpointing=True)  # fmt: skip
 
 
 def test_accumulated_batches_share_their_fate():

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from callbacks.finite import FiniteNumbers
 from datamodules.generated import write_covid
 from datamodules.hw1_covid import CovidData
 from modules.hw1_covid import CovidRegressor
@@ -21,10 +22,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def new_trainer():
+def new_trainer(**options):
     return Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False,
+        enable_model_summary=False, use_distributed_sampler=False, **options,
     )  # fmt: skip
 
 
@@ -79,6 +80,21 @@ def test_a_checkpoint_brings_the_facts_to_loaders(folder, tmp_path):
     fresh = CovidRegressor(hidden=[4])
     (found,) = new_trainer().validate(fresh, data.val_dataloader(), ckpt_path=tmp_path / "run.ckpt", verbose=False)
     assert found == expected
+
+
+class Lost(CovidRegressor):
+    """Whose loss is not finite."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * float("nan")
+
+
+def test_an_accumulated_step_that_is_left_out_has_no_gradient_to_scale(folder):
+    finite = FiniteNumbers("skip")
+    trainer = new_trainer(accumulate_grad_batches=2, callbacks=[finite])
+    with pytest.warns(UserWarning, match="left out"):
+        trainer.fit(Lost(hidden=[4]), CovidData(dir=str(folder), batch_size=700))
+    assert finite.skipped == trainer.global_step > 0
 
 
 class Rivals(CovidRegressor):

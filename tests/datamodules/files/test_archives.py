@@ -125,6 +125,14 @@ def test_one_name_twice(tmp_path: Path, kind: str) -> None:
     assert names(tmp_path) == [path.name]
 
 
+def test_names_that_differ_in_case_alone(tmp_path: Path) -> None:
+    """On macOS and Windows the second would overwrite the first."""
+    archive = make_zip(tmp_path / "a.zip", {"a/x.txt": b"one", "A/X.txt": b"two"})
+    with pytest.raises(DataError, match=r"'A/X\.txt' stands in it twice"):
+        unpack(archive, tmp_path / "out")
+    assert names(tmp_path) == ["a.zip"]
+
+
 class Usage(NamedTuple):
     total: int
     used: int
