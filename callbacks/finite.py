@@ -152,7 +152,8 @@ class FiniteNumbers(Callback):
             self._bad, self._count = torch.zeros_like(wrong), torch.zeros_like(self._first)
             self._longest = torch.zeros_like(self._first)
             self._names = [self._parameters.get(p, "?") for p in parameters]
-        assert self._count is not None and self._longest is not None
+        assert self._count is not None
+        assert self._longest is not None
         new = any_wrong & (self._first < 0)
         self._first = torch.where(new, steps_done(trainer), self._first)
         self._bad = torch.where(new, wrong, self._bad)
