@@ -15,6 +15,9 @@ from datamodules.files.places import PROJECT
 from scripts.run.lock import lock
 
 
+WRITTEN = ("log.txt", "metrics.csv", "samples.csv", "checkpoints", "figures", ".lock")  # in the folder of a run
+
+
 class RunFolder:
     """A run's folder: config.yaml, metrics.csv, checkpoints/, figures/, scores.json, log.txt, what else it wrote."""
 
@@ -70,7 +73,7 @@ class RunFolder:
         path = self.path / ".lock"
         while self._lock is None:
             try:
-                file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
             except OSError:  # `create` says why nothing can be written here
                 return
             if not lock(file):
@@ -119,7 +122,11 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
 
     def create(self) -> None:
-        """Make the folder and claim it, or say why it cannot be written to."""
+        """Make the folder and claim it.
+
+        Raises:
+            DataError: it cannot be written to, or a link in it leads out of it: the run may be somebody else's.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK):
@@ -129,6 +136,13 @@ class RunFolder:
             raise DataError(
                 f"{self.path}: cannot write a run here ({reason}); choose another folder with --run_dir"
             ) from None
+        for name in WRITTEN:
+            link = self.path / name
+            if link.is_symlink() and not link.resolve().is_relative_to(self.path.resolve()):
+                raise DataError(
+                    f"{link}: a link to {link.resolve()}, outside of the run's folder, where the run would write; put "
+                    "a copy in its place (cp -rL), or choose another --run_dir"
+                )
         self.own()
         for path, text in self.notes.items():
             write_text(path, text)

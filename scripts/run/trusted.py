@@ -63,6 +63,8 @@ ASKED = (  # of trainer, for a model that is not trained: where and how precisel
     "enable_progress_bar", "enable_model_summary", "detect_anomaly", "log_every_n_steps",
 )  # fmt: skip
 FOLDERS = {"dirpath", "save_dir", "root_dir", "default_root_dir", "log_dir", "dir", "output", "path"}
+VARIABLE = r"\$[\w{]|%\w+%"  # of the environment: TensorBoardLogger puts its value in
+EXPANDED = FOLDERS | {"name", "version", "sub_dir"}
 
 
 def _imported(path: str) -> Any:
@@ -215,7 +217,10 @@ class Check:
                 self._inside(text, key)
             return text
         full = text if "." in text else _by_short_name().get(text, text)
-        word = re.fullmatch(r"[a-z0-9_ +-]*", text) and not Path(text).is_file()  # such as auto, relu or ddp
+        try:
+            word = re.fullmatch(r"[a-z0-9_ +-]*", text) and not Path(text).is_file()  # such as auto, relu or ddp
+        except (OSError, ValueError):  # too long for a file's name
+            word = None
         if not (word or text in self.typed or known(full)):
             self._note(key, f"names {text:.100}")
         return text if word else full
@@ -223,9 +228,17 @@ class Check:
     def _inside(self, text: str, key: str) -> None:
         """Files are written into the run's folder alone."""
         assert self.folder is not None
-        path = Path(text).expanduser()
-        if key.rpartition(".")[2] in FOLDERS or path.is_absolute() or "://" in text:
-            if "://" in text or not path.resolve().is_relative_to(self.folder.resolve()):
+        name = key.rpartition(".")[2]
+        try:
+            path = Path(text).expanduser()
+            inside = "://" not in text and path.resolve().is_relative_to(self.folder.resolve())
+        except (OSError, ValueError, RuntimeError):  # a null byte, a user that is not there
+            self._note(key, f"is {text!r:.200}, which is no path in the run's folder")
+            return
+        if name in EXPANDED and re.search(VARIABLE, text):
+            self._note(key, f"is {text:.200}, where a variable may lead out of the run's folder")
+        elif name in FOLDERS or path.is_absolute() or "://" in text:
+            if not inside:
                 self._note(key, f"is {text:.200}, outside of the run's folder")
         elif ".." in re.split(r"[\\/]", text):
             self._note(key, f"is {text:.200}, which leads out of its folder")

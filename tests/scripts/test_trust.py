@@ -19,6 +19,7 @@ from datamodules.errors import DataError
 from modules.nets.mlp import MLP
 from scripts.cli.parameter_types import parameters, plain, takes_none
 from scripts.run.checkpoint import from_config
+from scripts.run.folder import RunFolder
 from scripts.run.trusted import known, trusted
 
 EVIL = """\
@@ -84,6 +85,8 @@ IN_MODEL_OR_DATA = [
     ("model/init_args/optimizer", "evil.run"),
     ("model/init_args/optimizer", "evil"),
     ("model/init_args/optimizer", "evil.yaml"),
+    ("model/init_args/optimizer", "x" * 5000),
+    ("model/init_args/optimizer", "a\0b"),
     ("model/init_args/optimizer", "class_path: evil.Mine"),
     ("model/init_args/optimizer/class_path", "evil.Mine"),
     ("model/init_args/optimizer/init_args/lr", evil("run")),
@@ -122,6 +125,7 @@ IN_MODEL_OR_DATA = [
 ]  # fmt: skip
 IN_TRAINER = [
     ("trainer", "evil.yaml"),
+    ("trainer/callbacks", "x" * 5000),
     ("trainer/callbacks", [evil("Print")]),
     ("trainer/callbacks", evil("Print")),
     ("trainer/callbacks", "evil.Print"),
@@ -175,6 +179,14 @@ OUTSIDE = [
     ("trainer/callbacks", [lightning("callbacks.OnExceptionCheckpoint", dirpath="{out}")]),
     ("trainer/callbacks", [{"class_path": "callbacks.submission.Submission", "init_args": {"path": "{out}/x"}}]),
     ("trainer/default_root_dir", "{out}"),
+    ("trainer/logger", lightning("loggers.TensorBoardLogger", save_dir="$HOME/evil")),
+    ("trainer/logger", lightning("loggers.TensorBoardLogger", save_dir="{run}/${HOME}")),
+    ("trainer/logger", lightning("loggers.TensorBoardLogger", save_dir="{run}", name="$HOME")),
+    ("trainer/logger", lightning("loggers.TensorBoardLogger", save_dir="{run}", version="a/%HOME%")),
+    ("trainer/logger", lightning("loggers.TensorBoardLogger", save_dir="{run}", sub_dir="$HOME")),
+    ("trainer/logger", lightning("loggers.CSVLogger", save_dir="a\0b")),
+    ("trainer/logger", lightning("loggers.CSVLogger", save_dir="~nosuchuser/x")),
+    ("trainer/logger", lightning("loggers.CSVLogger", save_dir="", name="~nosuchuser/x")),
 ]
 named = [(f"{key}={value}"[:70], key, value) for key, value in [*IN_MODEL_OR_DATA, *IN_TRAINER]]
 
@@ -196,8 +208,28 @@ def test_a_run_to_go_on_with_runs_no_code_of_others(run, tmp_path, sentinel, key
 @pytest.mark.parametrize(("key", "value"), OUTSIDE, ids=lambda value: str(value)[:80])
 def test_a_run_to_go_on_with_writes_into_its_folder_alone(run, tmp_path, key, value):
     out = tmp_path / "out"
-    write(run, key, yaml.safe_load(yaml.safe_dump(value).replace("{out}", str(out))))
+    write(run, key, yaml.safe_load(yaml.safe_dump(value).replace("{out}", str(out)).replace("{run}", str(run))))
     assert_fails(tmp_path, "fit", "--run_dir", run, "--resume", says=["config.yaml: ", key.split("/")[0], "folder"])
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.csv", "samples.csv", "checkpoints", "figures", ".lock"])
+def test_no_link_in_a_run_leads_its_files_elsewhere(run, sample, tmp_path, name):
+    place, out = run / name, tmp_path / "out"
+    if place.exists():
+        place.rename(out)
+    else:
+        out.write_text("mine")
+    place.symlink_to(out)
+    resume = ["fit", "--run_dir", run, "--data.root", sample, "--resume", "--trainer.max_epochs", "3"]
+    assert_fails(tmp_path, *resume, says=[f"{place}: a link to {out}", "outside of the run's folder"])
+
+
+def test_a_link_within_a_run_is_followed(tmp_path):
+    (tmp_path / "run" / "kept").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints").symlink_to("kept")
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.free()
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
