@@ -14,7 +14,6 @@ from datamodules.errors import DataError
 from datamodules.files.places import PROJECT
 from scripts.run.lock import lock
 
-
 WRITTEN = ("log.txt", "metrics.csv", "samples.csv", "checkpoints", "figures", ".lock")  # in the folder of a run
 
 
