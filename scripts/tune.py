@@ -10,6 +10,7 @@ import logging
 import shutil
 import sys
 from argparse import RawDescriptionHelpFormatter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from callbacks.files import write_text
 from callbacks.submission import write_csv
 from datamodules.errors import DataError
 from scripts.cli.mistakes import Parser, UsageError
+from scripts.run.flags import check_flags
 from scripts.run.folder import RunFolder
 from scripts.runs import table
 from scripts.train import find_config, new_run, run_cli
@@ -115,6 +117,8 @@ def run_trial(sweep: "Sweep", study: "Study", run: RunFolder, flags: list[str], 
     try:
         cli = run_cli(line, watch=judge, again=f"leeml tune --run_dir {run.path} --resume")
     except Exception as error:
+        if type(error).__name__ == "NotFiniteError":
+            trial.set_user_attr("failed", str(error))  # it counts as a trial; one that was interrupted does not
         study.tell(trial, state=TrialState.FAIL)
         if type(error).__name__ != "NotFiniteError":
             raise
@@ -129,6 +133,14 @@ def run_trial(sweep: "Sweep", study: "Study", run: RunFolder, flags: list[str], 
     how = f", stopped after {judge.validations} validations" if judge.pruned else ""
     print(f"trial {trial.number}: {sweep.metric} {judge.best:.5g}{how}", flush=True)
     return study.trials[trial.number]
+
+
+def ended_trials(study: "Study") -> "list[FrozenTrial]":
+    """Those that count: that came to their end, were stopped early, or failed by numbers that are not finite."""
+    from optuna.trial import TrialState
+
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
+    return [trial for trial in study.trials if trial.state in ended or "failed" in trial.user_attrs]
 
 
 def keep_best(study: "Study", run: RunFolder) -> None:
@@ -251,6 +263,71 @@ def report(study: "Study", sweep: "Sweep", run: RunFolder, flags: list[str]) -> 
         print("  The best of many trials looks better than it is: judge it on rows that chose nothing (leeml test).")
 
 
+def begin(run: RunFolder, sweep: str, flags: list[str], seed: int) -> None:
+    """Write what a new search was asked for into its folder, which must be new or empty.
+
+    Raises:
+        DataError: the folder is another process's, or holds something.
+    """
+    run.create()
+    if held := sorted(path.name for path in run.path.iterdir() if path.name != ".lock"):
+        run.free()
+        if "study.db" in held:
+            raise DataError(f"{run.path}: holds a search already; add --resume to go on with it, or choose another")
+        raise DataError(f"{run.path}: holds {held[0]} already; name a new or an empty folder for the search")
+    write_text(run.path / "sweep.yaml", sweep)
+    write_text(run.path / "tune.json", json.dumps({"flags": flags, "seed": seed}, indent=2) + "\n")
+
+
+def discard(run: RunFolder, made: bool) -> None:
+    """Delete the files of a search, and its folder if the search made it."""
+    for name in ("sweep.yaml", "tune.json", "study.db", "study.db-journal"):
+        (run.path / name).unlink(missing_ok=True)
+    shutil.rmtree(run.path / "trials", ignore_errors=True)
+    run.free()
+    if made:
+        with suppress(OSError):
+            run.path.rmdir()
+
+
+def read_asked(run: RunFolder, trust: bool) -> tuple[list[str], int]:
+    """Flags and seed that a search was begun with.
+
+    Raises:
+        DataError: the record is damaged, or it or the sweep file names what is not to be trusted.
+    """
+    path = run.path / "tune.json"
+    try:
+        asked = json.loads(path.read_text(encoding="utf-8"))
+        flags, seed = [str(flag) for flag in asked["flags"]], int(asked["seed"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{path}: the record of the search is missing or damaged; begin a new search") from None
+    if not trust:
+        check_sweep(run, flags)
+    return flags, seed
+
+
+def check_sweep(run: RunFolder, flags: list[str]) -> None:
+    """Hold all that the trials of a search may be given against the list of known classes.
+
+    Raises:
+        DataError: something is not on it.
+    """
+    from optuna.distributions import CategoricalDistribution
+
+    from scripts.run.sweep import flags_of, read_sweep
+
+    source = run.path / "sweep.yaml"
+    sweep = read_sweep(source)
+    choices = [
+        flag
+        for key, kind in sweep.space.items()
+        for value in (kind.choices if isinstance(kind, CategoricalDistribution) else ["0"])
+        for flag in flags_of({key: json.loads(str(value))})
+    ]
+    check_flags([*sweep.flags, *flags, *flags_of(sweep.fixed), *choices], source, run.path)
+
+
 def main(args: list[str]) -> int:
     """Search, or go on with a search."""
     parser = Parser(prog="leeml tune", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
@@ -258,50 +335,50 @@ def main(args: list[str]) -> int:
     parser.add_argument("--trials", type=int, help="of the whole search (default: run_cap of the file, else 20)")
     parser.add_argument("--run_dir", type=Path, help="folder of the search (default: runs/<homework>/tune/<time>)")
     parser.add_argument("--resume", action="store_true", help="go on with the search in --run_dir")
+    parser.add_argument("--trust", action="store_true", help="with --resume: allow classes that leeml does not know")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the sampler (default: 0); of the fits: --seed_everything"
     )
     parser.epilog = "All other flags go to each fit, such as --data.root DIR or --trainer.max_epochs 20."
     own, flags = parser.parse_known_args(args[1:])
     check_optuna()
-    from optuna.trial import TrialState
-
     from scripts.run.sweep import read_sweep
 
     run = RunFolder(own.run_dir.expanduser().absolute()) if own.run_dir else None
+    made = False
     if own.resume:
         if run is None or not (run.path / "study.db").is_file():
             raise UsageError("--resume needs --run_dir, the folder of a search that was begun (it holds study.db)")
         if own.sweep or flags:
             raise UsageError("--resume takes the sweep file and flags that the search was begun with: leave them out")
-        asked = json.loads((run.path / "tune.json").read_text(encoding="utf-8"))
-        flags, seed = asked["flags"], asked["seed"]
+        flags, seed = read_asked(run, own.trust)
+        run.own()
     else:
         if own.sweep is None:
             raise UsageError("tune needs a sweep file, such as configs/sweeps/hw1_covid.yaml")
-        if run is not None and (run.path / "study.db").is_file():
-            raise DataError(f"{run.path}: holds a search already; add --resume to go on with it, or choose another")
-        source = Path(find_config(own.sweep))
+        source, seed = Path(find_config(own.sweep)), own.seed
         read_sweep(source)
         run = run or new_run([f"configs/{source.stem}/tune.yaml"])
-        seed = own.seed
-        write_text(run.path / "sweep.yaml", source.read_text(encoding="utf-8"))
-        write_text(run.path / "tune.json", json.dumps({"flags": flags, "seed": seed}, indent=2) + "\n")
+        made = not run.path.exists()
+        begin(run, source.read_text(encoding="utf-8"), flags, seed)
     sweep = read_sweep(run.path / "sweep.yaml")
     total = own.trials or sweep.most or 20
     total = min(total, sweep.most) if sweep.method == "grid" and sweep.most else total
-    fresh = not own.resume and not (run.path / "trials").exists()
-    run.own()
+    study = None
     try:
         study = open_study(run, sweep)
-        while len(done := study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))) < total:
-            print(f"\nleeml tune: trial {len(done) + 1} of {total}", file=sys.stderr, flush=True)
+        while (done := len(ended_trials(study))) < total:
+            print(f"\nleeml tune: trial {done + 1} of {total}", file=sys.stderr, flush=True)
             run_trial(sweep, study, run, flags, seed)
             keep_best(study, run)
         report(study, sweep, run, flags)
+        if failed := [t.user_attrs["failed"] for t in study.trials if "failed" in t.user_attrs]:
+            if len(failed) == len(ended_trials(study)):
+                raise DataError(f"{run.path}: all {len(failed)} trials failed; the last: {failed[-1]}")
+            print(f"  failed {len(failed)} of {total} trials, by numbers that are not finite")
     except Exception:
-        if fresh and not best_trial(study):
-            run.remove()
+        if not own.resume and (study is None or not ended_trials(study)):
+            discard(run, made)
         raise
     finally:
         run.free()

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -299,6 +300,71 @@ def test_what_a_user_types_is_free(sample, experiment, tmp_path, sentinel):
     said = answer(*fit, "--model.optimizer", "evil.Mine", "--model.optimizer.lr", "0.1")
     assert said.code == 0, said.err
     assert sentinel.exists()
+
+
+SWEEP = """\
+command: [leeml, fit, --config, {config}, "${{args}}"]
+method: random
+metric: {{name: val/mse, goal: minimize}}
+parameters:
+  model.dropout: {{min: 0.1, max: 0.2}}
+"""
+IN_FLAGS = [
+    ["--model=evil.Net"],
+    ["--model", "evil.Net", "--model", "CovidRegressor"],
+    ["--model.class_path=evil.Net"],
+    ["--model.optimizer", "evil.Mine"],
+    ["--model.optimizer=evil.Mine", "--model.optimizer=AdamW"],
+    ["--model.optimizer.class_path=evil.Mine"],
+    ["--model.init_args.optimizer=evil.Mine"],
+    ['--model.optimizer={"class_path": "evil.Mine"}'],
+    ["--trainer.callbacks+=evil.Print"],
+    ['--trainer.callbacks=[{"class_path": "evil.Print"}]'],
+    ["--trainer.logger", "evil.run"],
+    ["--config", "evil_config.yaml"],
+    ["-c", "evil_config.yaml", "--config", "{config}"],
+    ["-c=evil_config.yaml"],
+    ['--config={"model": "evil.Net"}'],
+    ["--cfg=evil_config.yaml"],
+    ["--trust"],
+    ["--run_dir=elsewhere"],
+    ["--checkpoint.dirpath=/elsewhere"],
+    ["--checkpoint.filename", "../../best"],
+    ["evil.Net"],
+]
+
+
+@pytest.mark.parametrize("flags", IN_FLAGS, ids=" ".join)
+@pytest.mark.parametrize("where", ["tune.json", "sweep.yaml"])
+def test_a_search_of_somebody_else_runs_no_code(tmp_path, experiment, sentinel, flags, where):
+    pytest.importorskip("optuna", reason="leeml tune needs Optuna")
+    Path("evil_config.yaml").write_text("model: {class_path: evil.Net}\n")
+    flags = [flag.replace("{config}", str(experiment)) for flag in flags]
+    folder = tmp_path / "tune"
+    folder.mkdir()
+    sweep = yaml.safe_load(SWEEP.format(config=experiment))
+    if where == "sweep.yaml":
+        sweep["command"][-1:] = [*flags, "${args}"]
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    (folder / "tune.json").write_text(json.dumps({"flags": flags if where == "tune.json" else [], "seed": 0}))
+    (folder / "study.db").touch()
+    assert_fails(tmp_path, "tune", "--run_dir", folder, "--resume", says=[str(folder / "sweep.yaml")])
+    assert not sentinel.exists()
+
+
+@pytest.mark.parametrize("given", [{"value": "evil.Mine"}, {"values": ["AdamW", "evil.Mine"]}])
+def test_values_of_somebody_elses_search_run_no_code(tmp_path, experiment, sentinel, given):
+    pytest.importorskip("optuna", reason="leeml tune needs Optuna")
+    folder = tmp_path / "tune"
+    folder.mkdir()
+    sweep = yaml.safe_load(SWEEP.format(config=experiment))
+    sweep["parameters"]["model.optimizer"] = given
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    (folder / "tune.json").write_text('{"flags": [], "seed": 0}')
+    (folder / "study.db").touch()
+    line = ("tune", "--run_dir", folder, "--resume")
+    assert_fails(tmp_path, *line, says=[str(folder / "sweep.yaml"), "evil.Mine", "--trust"])
+    assert not sentinel.exists()
 
 
 HOSTILE = [

@@ -1,6 +1,7 @@
 """scripts/tune.py and scripts/run/sweep.py: a search that learns, goes on after a stop, and reads W&B's own format."""
 
 import csv
+import errno
 import json
 
 import optuna
@@ -9,6 +10,7 @@ import yaml
 from conftest import answer, assert_fails, works
 from wandb.sdk.launch.sweeps import utils as wandb_sweeps
 
+from callbacks.finite import NotFiniteError
 from datamodules.files.places import PROJECT
 from scripts import tune
 from scripts.run.folder import RunFolder
@@ -110,6 +112,71 @@ def test_a_finished_search_can_be_lengthened_only_by_resume(searched, sweep):
 def test_a_search_that_cannot_begin_leaves_nothing(tmp_path, sweep):
     folder = tmp_path / "tune"
     assert_fails(tmp_path, "tune", sweep, "--run_dir", folder, "--data.root", tmp_path, says=["hw1_covid"])
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path, sweep):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "sweep.yaml").write_text("of the user")
+    line = ("tune", sweep, "--run_dir", folder, "--data.root", tmp_path)
+    assert_fails(tmp_path, *line, says=[str(folder), "holds sweep.yaml already", "empty folder"])
+    (folder / "sweep.yaml").unlink()
+    assert_fails(tmp_path, *line, says=["hw1_covid"])
+    assert folder.is_dir(), "an empty folder of the user stays"
+
+
+def test_a_study_that_cannot_be_opened_is_no_traceback(tmp_path, sweep, monkeypatch):
+    def full(run, sweep):
+        (run.path / "study.db").touch()
+        raise OSError(errno.ENOSPC, "full", str(run.path / "study.db"))
+
+    monkeypatch.setattr(tune, "open_study", full)
+    assert_fails(tmp_path, "tune", sweep, "--run_dir", tmp_path / "tune", says=["study.db", "free some space"])
+
+
+def test_a_second_start_leaves_the_first_alone(tmp_path, sweep, sample, monkeypatch):
+    first = RunFolder(tmp_path / "tune")
+    tune.begin(first, sweep.read_text(), ["--data.root", str(sample)], 0)
+    monkeypatch.setattr("scripts.run.folder.lock", lambda file: False)  # as another process sees it
+    line = ("tune", sweep, "--run_dir", first.path, "--seed", 1)
+    assert_fails(tmp_path, *line, says=[str(first.path), "in progress"])
+    first.free()
+
+
+def test_trials_that_fail_count_and_end_the_search(tmp_path, sweep, monkeypatch):
+    calls = []
+
+    def fails(*args, **kwargs):
+        calls.append(args)
+        raise NotFiniteError("step 3: loss is nan")
+
+    monkeypatch.setattr(tune, "run_cli", fails)
+    said = answer("tune", sweep, "--trials", 3, "--run_dir", tmp_path / "tune")
+    assert (said.code, len(calls)) == (1, 3)
+    assert "all 3 trials failed; the last: step 3: loss is nan" in said.err
+    assert len(study(tmp_path / "tune").trials) == 3, "what failed is kept"
+
+
+def record(folder, sweep_text, flags):
+    """A search that somebody else began."""
+    folder.mkdir()
+    (folder / "sweep.yaml").write_text(sweep_text)
+    (folder / "tune.json").write_text(json.dumps({"flags": flags, "seed": 0}))
+    (folder / "study.db").touch()
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_our_own_searches_resume_without_trust(tmp_path, path):
+    flags = ["--data.root", str(tmp_path), "--trainer.max_epochs=3", "--trainer.accelerator", "cpu", "--seed_everything=7"]
+    record(tmp_path / "tune", path.read_text(), flags)
+    assert tune.read_asked(RunFolder(tmp_path / "tune"), trust=False) == (flags, 0)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"flags": 3, "seed": 0}', '{"flags": [], "seed": "x"}'])
+def test_a_damaged_record_is_one_line(tmp_path, sweep, text):
+    record(tmp_path / "tune", sweep.read_text(), [])
+    (tmp_path / "tune" / "tune.json").write_text(text)
+    assert_fails(tmp_path, "tune", "--run_dir", tmp_path / "tune", "--resume", says=["tune.json", "damaged"])
 
 
 @pytest.mark.parametrize(
