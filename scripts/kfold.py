@@ -34,6 +34,7 @@ from scripts.run.budget import parse_budget, settle, shorten_warmup
 from scripts.run.checkpoint import from_config, load_checkpoint, run_config, typed_names
 from scripts.run.folder import RunFolder
 from scripts.run.folds import Predictions, join, predictions
+from scripts.run.listing import read_config
 from scripts.train import LeemlCLI, find_config, new_run, own_flags, run_cli
 
 RECORD = "kfold.json"  # what a k-fold run was asked for
@@ -136,8 +137,7 @@ def main(args: list[str]) -> int:
             line += further
     else:
         own.folds, together = _settled(run, begun, own, rest, config)
-        here, trust = _where(rest), ["--trust"] if "--trust" in rest else []
-        line = ["--config", run_config(begun, "fit", typed_names(rest), bool(trust)), *here, *trust]
+        line = _going_on(begun, rest, configs)
     if wrong := [k for k in own.only or () if k >= own.folds]:
         raise UsageError(
             f"--only {wrong[0]}: expected numbers from 0 to {own.folds - 1}, as there are {own.folds} folds"
@@ -149,7 +149,7 @@ def main(args: list[str]) -> int:
             continue
         fold = "null" if together else str(number)
         if part.config.is_file() and part.resumable():
-            words = ["fit", *_where(rest), "--run_dir", str(part.path), "--resume"]
+            words = ["fit", *_going_on(part, rest, configs), "--run_dir", str(part.path), "--resume"]
         else:
             words = ["fit", *line, "--run_dir", str(part.path), "--data.fold", fold]
         again = f"leeml kfold --run_dir {run.path} --resume"
@@ -180,13 +180,32 @@ def _numbers(text: str) -> list[int]:
 
 def _begun_part(run: RunFolder) -> RunFolder | None:
     """The run whose configuration tells how the k-fold run is made: of all folds in one pass, or any fold's."""
-    if run.config.is_file() and read_yaml(run.config)["data"]["init_args"].get("fold") is not None:
-        raise DataError(
-            f"{run.path}: holds a run already, and no k-fold run; resume it by leeml fit --resume, or choose "
-            "another --run_dir"
-        )
+    if run.config.is_file():
+        options = _data_options(run)
+        if "folds" not in options or options.get("fold") is not None:
+            raise DataError(
+                f"{run.path}: holds a run already, and no k-fold run; resume it by leeml fit --resume, or choose "
+                "another --run_dir"
+            )
     folders = [run, *(RunFolder(path) for path in sorted(run.path.glob("fold_*")))]
     return next((part for part in folders if part.config.is_file()), None)
+
+
+def _data_options(run: RunFolder) -> dict[str, Any]:
+    """The arguments of the data in a run's configuration; none where it names no class with arguments."""
+    data = read_config(run.path)["data"]
+    parts = [data.get(name) for name in ("init_args", "dict_kwargs")] if isinstance(data, dict) else []
+    return {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+
+
+def _going_on(part: RunFolder, flags: Sequence[str], configs: Sequence[str]) -> list[str]:
+    """The words of a fold that is made as a part of the run was: its configuration, and what is typed for one call.
+
+    The user's configs come first: they allow the classes that they name, and the part's configuration overrules them.
+    """
+    trust = ["--trust"] if "--trust" in flags else []
+    stored = run_config(part, "fit", typed_names(flags, configs), bool(trust))
+    return [*(word for config in (*configs, stored) for word in ("--config", config)), *_where(flags), *trust]
 
 
 def _settled(
@@ -197,8 +216,10 @@ def _settled(
     Raises:
         DataError: other flags than those it was begun with are typed.
     """
-    init = read_yaml(begun.config)["data"]["init_args"]
-    folds, together = init["folds"], init["fold"] is None
+    options = _data_options(begun)
+    if not isinstance(options.get("folds"), int):
+        raise DataError(f"{begun.config}: data has no number of folds, so this is no part of a k-fold run")
+    folds, together = options["folds"], options.get("fold") is None
     if own.folds not in (None, folds) or (together and (own.only or own.one_by_one)):
         how = "in one pass" if together else "one by one"
         raise DataError(f"{run.path}: a k-fold run of {folds} folds {how}; say the same, or choose another --run_dir")

@@ -167,7 +167,14 @@ def record(folder, sweep_text, flags):
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_our_own_searches_resume_without_trust(tmp_path, path):
-    flags = ["--data.root", str(tmp_path), "--trainer.max_epochs=3", "--trainer.accelerator", "cpu", "--seed_everything=7"]
+    flags = [
+        "--data.root",
+        str(tmp_path),
+        "--trainer.max_epochs=3",
+        "--trainer.accelerator",
+        "cpu",
+        "--seed_everything=7",
+    ]
     record(tmp_path / "tune", path.read_text(), flags)
     assert tune.read_asked(RunFolder(tmp_path / "tune"), trust=False) == (flags, 0)
 
