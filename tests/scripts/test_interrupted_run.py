@@ -55,7 +55,7 @@ def test_sigterm_saves_and_the_run_goes_on_exactly(at_step, experiment, sample, 
     at_step(step, lambda: signal.raise_signal(signal.SIGTERM))
     said = fit(experiment, sample, path)
     assert said.code == 143
-    assert f"go on with: leeml fit --run_dir {path} --resume" in said.err
+    assert f"resume with: leeml fit --run_dir {path} --resume" in said.err
     assert torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step + 1
     works("fit", "--run_dir", path, "--resume")
     assert_same_run(path, trained)
@@ -264,7 +264,7 @@ def test_folds_go_on_where_they_stopped(at_step, experiment, sample, folded, tmp
     at_step(5, lambda: signal.raise_signal(signal.SIGTERM), fold=1 if way == "one_by_one" else None)
     said = answer(*args)
     assert said.code == 143
-    assert f"go on with: leeml kfold --run_dir {path} --resume" in said.err
+    assert f"resume with: leeml kfold --run_dir {path} --resume" in said.err
     first = path / "fold_0" / "checkpoints" / "last.ckpt"
     before = first.stat().st_mtime_ns if way == "one_by_one" else None
     works(*(["kfold", "--run_dir", path, "--resume"] if resume else args))
@@ -299,5 +299,5 @@ def test_folds_are_made_alike(experiment, sample, tmp_path):
     shutil.copytree(other / "fold_1", path / "fold_1")
     says = ["model.init_args.dropout is 0.5", "it is 0.1", "made alike"]
     assert_fails(tmp_path, "kfold", "--run_dir", path, "--resume", says=says)
-    assert_fails(tmp_path, "kfold", "--run_dir", tmp_path / "none", "--resume", says=["no k-fold run to go on with"])
+    assert_fails(tmp_path, "kfold", "--run_dir", tmp_path / "none", "--resume", says=["no k-fold run to resume"])
     assert_fails(tmp_path, *args, "--run_dir", path / "fold_0", says=["holds a run already"])
