@@ -33,7 +33,7 @@ from scripts.cli.yaml_files import read_yaml
 from scripts.run.budget import parse_budget, settle, shorten_warmup
 from scripts.run.checkpoint import from_config, load_checkpoint, run_config, typed_names
 from scripts.run.folder import RunFolder
-from scripts.run.folds import Predictions, join, predictions
+from scripts.run.folds import FoldPredictions, join, predictions
 from scripts.run.listing import read_config
 from scripts.train import LeemlCLI, find_config, new_run, own_flags, run_cli
 
@@ -58,12 +58,12 @@ def predict_rows(cli: LeemlCLI, loader: Any) -> tuple[np.ndarray, np.ndarray]:
     return rows, torch.cat([b["prediction"] for b in batches]).float().cpu().numpy()
 
 
-def predict_fold(cli: LeemlCLI) -> Predictions:
+def predict_fold(cli: LeemlCLI) -> FoldPredictions:
     """What the last weights of a run say of the rows held out and of the test file."""
     last = cli.run.checkpoints / "last.ckpt"
     if last.is_file():  # a finished run that was gone on with did not train: its averaged weights are only there
         cli.model.load_state_dict(load_checkpoint(last)["state_dict"])
-    found = Predictions(*predict_rows(cli, cli.datamodule.val_dataloader()))
+    found = FoldPredictions(*predict_rows(cli, cli.datamodule.val_dataloader()))
     try:
         cli.datamodule.setup("predict")
         rows, predicted = predict_rows(cli, cli.datamodule.predict_dataloader())
@@ -136,6 +136,10 @@ def main(args: list[str]) -> int:
             further, steps = settle(trial, parse_budget(own.budget), began, fits)
             line += further
     else:
+        if own.budget:
+            raise UsageError(
+                f"--budget {own.budget}: the length of {run.path} is settled already; leave it out to resume"
+            )
         own.folds, together = _settled(run, begun, own, rest, config)
         line = _going_on(begun, rest, configs)
     if wrong := [k for k in own.only or () if k >= own.folds]:
@@ -277,7 +281,7 @@ def read_data(part: RunFolder, flags: Sequence[str]) -> HomeworkData:
     return data
 
 
-def report(run: RunFolder, data: HomeworkData, found: Predictions) -> None:
+def report(run: RunFolder, data: HomeworkData, found: FoldPredictions) -> None:
     """Write out_of_fold.csv, scores.json and, with predictions of the test file, submission.csv; print the table."""
     rows, predicted, test = found.rows, found.held, found.test
     fold = np.full(int(rows.max()) + 1, -1)

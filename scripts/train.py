@@ -141,6 +141,8 @@ class LeemlCLI(LightningCLI):
         assert self.subcommand is not None
         config = self.config[self.subcommand]
         check_nulls(config)
+        if config.get("budget") is not None:  # a typed one is taken off the line before
+            raise UsageError("budget: belongs on the command line of fit or kfold, as --budget 12m", "budget")
         module, data = (_class(config[part].class_path) for part in ("model", "data"))
         ours = issubclass(module, HomeworkModule)
         if ours:

@@ -47,7 +47,7 @@ class Speed(NamedTuple):
     """A checkpoint."""
 
 
-class Plan(NamedTuple):
+class Settled(NamedTuple):
     """What is settled for the run."""
 
     steps: int
@@ -120,7 +120,7 @@ def parse_budget(text: str) -> float:
     return seconds
 
 
-def plan(speed: Speed, seconds: float) -> Plan:
+def plan(speed: Speed, seconds: float) -> Settled:
     """The steps that fit into the time that is left.
 
     Args:
@@ -128,8 +128,13 @@ def plan(speed: Speed, seconds: float) -> Plan:
         seconds: From now on.
 
     Raises:
-        UsageError: not a single step fits.
+        UsageError: not a single step fits, or none was timed.
     """
+    if math.isnan(speed.step):
+        raise UsageError(
+            "--budget: the trial ended before its steps could be timed; leave out what ends it, such as "
+            "--trainer.max_time"
+        )
     left = seconds * (1 - RESERVE) - speed.setup - speed.validation
     step = speed.step * (1 + speed.save / SAVED_EVERY)
     each = speed.validation + speed.save
@@ -139,19 +144,20 @@ def plan(speed: Speed, seconds: float) -> Plan:
         need = speed.setup + speed.validation + step
         raise UsageError(f"--budget: the run needs {need:.0f} s before its first step is judged; give it more time")
     validations = max(1, min(further + 1, steps))
-    return Plan(steps - steps % validations, (steps - steps % validations) // validations)
+    return Settled(steps - steps % validations, (steps - steps % validations) // validations)
 
 
-def flags_of(found: Plan, accumulated: int) -> list[str]:
+def flags_of(found: Settled, accumulated: int, optimizers: int = 1) -> list[str]:
     """The trainer's flags for a plan.
 
     Args:
         found: The plan.
         accumulated: Batches behind an optimizer step.
+        optimizers: Number of optimizers; the trainer's max_steps counts the steps of all of them.
     """
     return [
-        f"--trainer.max_steps={found.steps}", "--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=null",
-        f"--trainer.val_check_interval={found.interval * accumulated}",
+        f"--trainer.max_steps={found.steps * optimizers}", "--trainer.max_epochs=-1",
+        "--trainer.check_val_every_n_epoch=null", f"--trainer.val_check_interval={found.interval * accumulated}",
     ]  # fmt: skip
 
 
@@ -194,8 +200,8 @@ def try_out(args: Sequence[str], seconds: float) -> tuple[Speed, LeemlCLI]:
     return watch.measured(), cli
 
 
-def settle(args: Sequence[str], budget: float, begun: float, parts: int = 1) -> tuple[list[str], int]:
-    """Flags that make a fit end in time, and its steps; prints what they rest on.
+def settle(args: Sequence[str], budget: float, begun: float, parts: int = 1) -> tuple[list[str], int | None]:
+    """Flags that make a fit end in time, and its steps; prints what they rest on. With fast_dev_run: none.
 
     Args:
         args: Flags of fit, without --run_dir.
@@ -205,13 +211,16 @@ def settle(args: Sequence[str], budget: float, begun: float, parts: int = 1) -> 
     """
     print(f"leeml: measuring the speed for a budget of {budget:.0f} s ...", file=sys.stderr, flush=True)
     speed, cli = try_out(args, budget)
+    if cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return [], None
     found = plan(speed, (budget - (time.perf_counter() - begun)) / parts)
     print(
         f"leeml: a step takes {speed.step * 1000:.3g} ms, a validation {speed.validation:.2g} s, a checkpoint "
         f"{speed.save:.2g} s: {found.steps} steps, a validation every {found.interval}",
         file=sys.stderr,
     )
-    return flags_of(found, cli.trainer.accumulate_grad_batches), found.steps
+    flags = flags_of(found, cli.trainer.accumulate_grad_batches, max(1, len(cli.trainer.optimizers)))
+    return flags, found.steps
 
 
 def take_flag(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
@@ -241,7 +250,8 @@ def main(args: list[str]) -> int:
     run_dir, others = take_flag(rest, "--run_dir")
     flags, steps = settle(others, budget, begun)
     where = ["--run_dir", run_dir] if run_dir is not None else []
-    cli = run_cli(["fit", *others, *flags, *where], settle=partial(shorten_warmup, steps=steps))
+    shorten = None if steps is None else partial(shorten_warmup, steps=steps)
+    cli = run_cli(["fit", *others, *flags, *where], settle=shorten)
     if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
         show_summary("fit", cli.trainer, cli.datamodule, cli.run, None)
         print(f"  budget      {budget:.0f} s, used {time.perf_counter() - begun:.0f} s")

@@ -19,7 +19,7 @@ FREE = (  # keys in which the folds of one k-fold run may differ
 
 
 @dataclass
-class Predictions:
+class FoldPredictions:
     """What the model of one fold said.
 
     Args:
@@ -50,7 +50,7 @@ class Predictions:
             np.savez_compressed(file, **parts)  # type: ignore[arg-type]
 
     @classmethod
-    def load(cls, path: Path) -> "Predictions":
+    def load(cls, path: Path) -> "FoldPredictions":
         """Read what `save` wrote.
 
         Raises:
@@ -68,7 +68,7 @@ def predictions(part: RunFolder) -> Path:
     return part.path / "fold_predictions.npz"
 
 
-def join(parts: Sequence[RunFolder]) -> Predictions:
+def join(parts: Sequence[RunFolder]) -> FoldPredictions:
     """The predictions of all folds: rows held out one fold after the other, and the mean for the test file.
 
     Raises:
@@ -76,14 +76,14 @@ def join(parts: Sequence[RunFolder]) -> Predictions:
     """
     for part in parts[1:]:
         check_alike(read_yaml(part.config), part.path, read_yaml(parts[0].config), parts[0].path)
-    found = [Predictions.load(predictions(part)) for part in parts]
+    found = [FoldPredictions.load(predictions(part)) for part in parts]
     rows = np.concatenate([f.rows for f in found])
     if len(np.unique(rows)) < len(rows):
         raise DataError(f"{parts[0].path.parent}: a row is held out by two folds; they are of different data")
     tests = [f.test for f in found if f.test is not None]
     missing = next((f.no_test for f in found if f.test is None), "")
     test = np.mean(tests, axis=0) if len(tests) == len(found) else None
-    return Predictions(rows, np.concatenate([f.held for f in found]), test, missing)
+    return FoldPredictions(rows, np.concatenate([f.held for f in found]), test, missing)
 
 
 def check_alike(config: Mapping[str, Any], path: Path, other: Mapping[str, Any], other_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from conftest import answer, works
 
 from datamodules.files.places import PROJECT
+from scripts.run.budget import Settled
 
 PLAIN = """\
 import numpy
@@ -223,6 +224,16 @@ def test_two_optimizers_keep_the_splitting_of_weight_decay():
     with open("run/metrics.csv", newline="") as file:
         distances = [float(row["val/distance"]) for row in csv.DictReader(file) if row["val/distance"]]
     assert min(distances) < 0.5, "it begins 3 away"
+
+
+def test_two_optimizers_have_the_steps_that_fit_into_a_budget(monkeypatch):
+    """Lightning's max_steps counts the steps of both."""
+    monkeypatch.setattr("scripts.run.budget.TRIAL", (0.0, 0.05, 0.05))
+    monkeypatch.setattr("scripts.run.budget.plan", lambda speed, seconds: Settled(40, 10))
+    works("fit", "--model", "users_own.Rivals", "--data", "users_own.Points", "--run_dir", "run", "--budget", "9s")
+    header, *rows = rows_of("run/metrics.csv")
+    judged = [row[header.index("step")] for row in rows if row[header.index("val/distance")]]
+    assert judged == ["9", "19", "29", "39"]
 
 
 def test_text_needs_no_table_of_the_data():

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from conftest import answer, works
+from conftest import answer, assert_fails, works
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse import Namespace
@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from callbacks.curves import read_metrics
 from callbacks.schedules import noam
 from scripts.cli.mistakes import UsageError
-from scripts.run.budget import MOST_VALIDATIONS, VALIDATION, Plan, Speed, parse_budget, plan, shorten_warmup
+from scripts.run.budget import MOST_VALIDATIONS, VALIDATION, Settled, Speed, parse_budget, plan, shorten_warmup
 
 SECONDS = st.floats(1e-4, 5.0)
 
@@ -62,7 +62,7 @@ def test_a_warm_up_in_steps_is_cut_and_noam_keeps_its_peak():
 def test_a_run_within_a_budget_is_a_function_of_its_steps(experiment, sample, tmp_path, monkeypatch):
     measured = []
     monkeypatch.setattr("scripts.run.budget.TRIAL", (0.0, 0.05, 0.05))
-    monkeypatch.setattr("scripts.run.budget.plan", lambda speed, seconds: measured.append(speed) or Plan(40, 10))
+    monkeypatch.setattr("scripts.run.budget.plan", lambda speed, seconds: measured.append(speed) or Settled(40, 10))
     run = tmp_path / "run"
     said = works("fit", "--config", experiment, "--data.root", sample, "--run_dir", run, "--budget", "9s")
     assert "budget      9 s, used" in said.out
@@ -80,13 +80,35 @@ def test_a_length_of_ones_own_and_a_budget_exclude_each_other(experiment, sample
     assert "--trainer.max_steps" in said.err
 
 
+def fit(config, sample, tmp_path):
+    return ["fit", "--config", config, "--data.root", sample, "--run_dir", tmp_path / "run"]
+
+
+def test_a_fast_dev_run_needs_no_plan(experiment, sample, tmp_path):
+    works(*fit(experiment, sample, tmp_path), "--budget", "9s", "--trainer.fast_dev_run", "1")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_trial_that_ends_untimed_is_one_line(experiment, sample, tmp_path):
+    line = fit(experiment, sample, tmp_path)
+    assert_fails(tmp_path, *line, "--budget", "9s", "--trainer.max_time", "00:00:00:00", says=["--budget", "max_time"])
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "kfold"])
+def test_a_config_holds_no_budget(subcommand, experiment, sample, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(experiment.read_text() + "budget: 12m\n")
+    assert_fails(tmp_path, subcommand, *fit(mine, sample, tmp_path)[1:], says=["budget: belongs on the command line"])
+
+
 def test_folds_share_a_budget(experiment, sample, tmp_path, monkeypatch):
     left = []
     monkeypatch.setattr("scripts.run.budget.TRIAL", (0.0, 0.05, 0.05))
-    monkeypatch.setattr("scripts.run.budget.plan", lambda speed, seconds: left.append(seconds) or Plan(6, 3))
+    monkeypatch.setattr("scripts.run.budget.plan", lambda speed, seconds: left.append(seconds) or Settled(6, 3))
     run = tmp_path / "run"
     words = ("kfold", "--config", experiment, "--data.root", sample, "--one_by_one", "--folds", "2")
     works(*words, "--run_dir", run, "--budget", "20h")
     assert 9.9 * 3600 < left[0] < 10 * 3600
     for fold in ("fold_0", "fold_1"):
         assert yaml.safe_load((run / fold / "config.yaml").read_text())["trainer"]["max_steps"] == 6
+    assert_fails(tmp_path, *words, "--run_dir", run, "--budget", "20h", says=["--budget 20h", "settled already"])
