@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from callbacks.files import whole
-from callbacks.predictions import Predictions, digest, write_predictions
+from callbacks.predictions import Predictions, digest, source_of, write_predictions
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -78,6 +78,14 @@ def _batches(predictions: Sequence[Any], pl_module: LightningModule, world_size:
     return batches
 
 
+def _source(trainer: Trainer) -> str:
+    """Checkpoint and data folder that the predictions come from, where both are files that can be named."""
+    locate = getattr(trainer.datamodule, "locate", None)  # type: ignore[attr-defined]
+    if not trainer.ckpt_path or locate is None:
+        return ""
+    return source_of(Path(trainer.ckpt_path), locate())
+
+
 class Submission(BasePredictionWriter):
     """Collects `row` and `prediction` of every batch and rank, and writes them in the order of the test file.
 
@@ -122,7 +130,8 @@ class Submission(BasePredictionWriter):
         header, rows = table(trainer.datamodule, values)  # type: ignore[attr-defined]
         if not dry:
             write_csv(self.path or folder / "submission.csv", header, rows)
-            kept = Predictions(np.arange(len(values)), values, digest(row[0] for row in rows))
+            names = digest(row[0] for row in rows)
+            kept = Predictions(np.arange(len(values)), values, names, _source(trainer))
             try:
                 write_predictions(folder / "predictions.npz", kept)
             except OSError as error:  # the submission is there, and an ensemble can predict again

@@ -8,6 +8,7 @@ models"), on the held-out rows that none of the runs trained on. What it reports
 the weights were not chosen on.
 """
 
+import tempfile
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from callbacks.predictions import Predictions, digest, read_predictions, write_predictions
+from callbacks.predictions import Predictions, digest, read_predictions, source_of, write_predictions
 from callbacks.submission import table, write_csv
 from datamodules.base import HomeworkData
 from datamodules.errors import DataError
@@ -60,14 +61,35 @@ def open_cli(run: Path, subcommand: str, rest: Sequence[str]) -> LeemlCLI:
     return run_cli([subcommand, "--run_dir", str(run), *rest])
 
 
-def predictions_of(run: Path, rest: Sequence[str]) -> Predictions:
-    """What a run predicts for the test rows, computed only where `leeml predict` has not kept it."""
-    kept = read_predictions(run / "predictions.npz")
-    if kept is None or rest:  # a flag may name other data
-        open_cli(run, "predict", rest)
-        kept = read_predictions(run / "predictions.npz")
+def predict(run: Path, rest: Sequence[str]) -> tuple[Predictions, LeemlCLI]:
+    """What a run predicts for the test rows now; its own submission file stays as it is.
+
+    Raises:
+        DataError: it predicts no table, or its predictions cannot be kept.
+    """
+    path = run / "predictions.npz"
+    before = path.stat().st_mtime_ns if path.is_file() else None
+    with tempfile.TemporaryDirectory() as scratch:
+        cli = open_cli(run, "predict", [*rest, "--output", str(Path(scratch) / "submission")])
+    if path.is_file() and path.stat().st_mtime_ns == before:
+        raise DataError(f"{path}: cannot be written, and holds older predictions; change its permissions")
+    kept = read_predictions(path)
     if kept is None:
         raise DataError(f"{run}: predicts no table; text is joined by `leeml translate --run_dir A --run_dir B`")
+    return kept, cli
+
+
+def predictions_of(run: Path, rest: Sequence[str], data: Path | None) -> Predictions:
+    """What a run predicts for the test rows, computed only where it was not kept.
+
+    Args:
+        run: The run's folder.
+        rest: Flags, which may name other data or settings: with them nothing that was kept is used.
+        data: Folder of the data. What was kept counts if it comes from these data and the checkpoint of today.
+    """
+    kept = read_predictions(run / "predictions.npz")
+    if kept is None or rest or data is None or kept.source != source_of(_checkpoint(run), data):
+        kept, _ = predict(run, rest)
     return kept
 
 
@@ -181,8 +203,9 @@ def main(args: list[str]) -> int:
     if len(runs) < 2:
         raise UsageError("an ensemble needs two or more runs: leeml ensemble RUN RUN ...")
     weights = parse_weights(own.weights, len(runs)) if own.weights else [1.0] * len(runs)
-    cli = open_cli(runs[0], "predict", rest)  # its data, open for the test rows, makes the table
-    kept = [predictions_of(run, rest if run != runs[0] else ()) for run in runs]
+    first, cli = predict(runs[0], rest)  # its data, open for the test rows, makes the table
+    data = cli.datamodule.locate() if isinstance(cli.datamodule, HomeworkData) else None
+    kept = [first, *(predictions_of(run, rest, data) for run in runs[1:])]
     check_alike(runs, kept)
     weights = search(runs, rest) if weights is None else weights
     header, rows = table(cli.datamodule, mean([one.values for one in kept], weights))

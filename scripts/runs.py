@@ -50,8 +50,8 @@ def show_runs(args: list[str]) -> int:
     for path in find_runs(folder):
         try:
             infos.append(describe_run(path))
-        except (DataError, ValueError) as error:  # one damaged run must not hide the others
-            damaged.append(f"{path}: {error}")
+        except Exception as error:  # whatever it is, one damaged run must not hide the others
+            damaged.append(str(error) if isinstance(error, DataError) else f"{path}: damaged ({error!r})")
     if own.sort == "best":
         infos.sort(key=lambda info: (info.best is None, info.best or 0.0), reverse=own.reverse)
     else:

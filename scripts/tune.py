@@ -303,6 +303,9 @@ def read_asked(run: RunFolder, trust: bool) -> tuple[list[str], int]:
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{path}: the record of the search is missing or damaged; begin a new search") from None
     if not trust:
+        trials = run.path / "trials"
+        if links := [link for link in (trials, *sorted(trials.glob("*"))) if link.is_symlink()]:
+            raise DataError(f"{links[0]}: is a link, which could lead out of the search's folder; see --trust")
         check_sweep(run, flags)
     return flags, seed
 

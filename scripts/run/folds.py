@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from callbacks.files import whole
+from callbacks.predictions import UNREADABLE
 from datamodules.errors import DataError
 from scripts.cli.yaml_files import read_yaml
 from scripts.run.folder import RunFolder
@@ -59,7 +60,7 @@ class FoldPredictions:
         try:
             with np.load(path, allow_pickle=False) as parts:
                 return cls(parts["rows"], parts["held"], parts.get("test"), str(parts["no_test"]))
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except UNREADABLE as error:
             raise DataError(f"{path}: damaged ({error}); delete it, and the fold is predicted once more") from None
 
 

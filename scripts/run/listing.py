@@ -61,28 +61,48 @@ def curves_of(run: Path) -> dict[str, Curve]:
 
 
 def describe_run(run: Path) -> RunInfo:
-    """Read one run's folder."""
-    config, origin = read_config(run), read_origin(run)
-    scores = json.loads((run / "scores.json").read_text()) if (run / "scores.json").is_file() else {}
-    monitor, mode = (config.get("checkpoint") or {}).get("monitor") or "", (config.get("checkpoint") or {}).get("mode")
+    """Read one run's folder.
+
+    Raises:
+        DataError: a file of it is damaged.
+    """
+    config, origin, scores = read_config(run), read_origin(run), _read_scores(run)
+    for section in ("trainer", "checkpoint"):
+        if not isinstance(config.get(section) or {}, Mapping):
+            raise DataError(f"{run / 'config.yaml'}: {section}: expected a section, found {config[section]!r:.60}")
+    checkpoint = config.get("checkpoint") or {}
+    monitor, mode = str(checkpoint.get("monitor") or ""), checkpoint.get("mode")
     values = [value for _, value in curves_of(run).get(monitor, [])]
     best = scores.get(f"best {monitor}", (max if mode == "max" else min)(values, default=None))
     done = bool(origin.get("ended")) if origin else f"best {monitor}" in scores
     resumable = (run / "checkpoints" / "last.ckpt").is_file()
     epoch = last_epoch(run / "metrics.csv") if (run / "metrics.csv").is_file() else None
-    most = config["trainer"].get("max_epochs")
+    most = (config["trainer"] or {}).get("max_epochs")
+    configs = origin.get("configs")
     return RunInfo(
         run,
         str(_class_path(config["data"]) or _class_path(config["model"]) or "?").split(".")[-2:][0],
-        "+".join(origin.get("configs") or []) or run.parent.name,
-        origin.get("began") or "",
+        "+".join(map(str, configs if isinstance(configs, list) else [])) or run.parent.name,
+        str(origin.get("began") or ""),
         f"{0 if epoch is None else epoch + 1} of {most if isinstance(most, int) and most > 0 else '?'}",
         best,
         monitor,
         {name: value for name, value in scores.items() if name.startswith("test/")},
-        origin.get("git") or "",
+        str(origin.get("git") or ""),
         "running" if RunFolder(run).in_progress() else "done" if done else "interrupted" if resumable else "stopped",
     )
+
+
+def _read_scores(run: Path) -> dict[str, float]:
+    """The numbers in scores.json; none where there is no such file."""
+    path = run / "scores.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected names with scores, found {found!r:.60}")
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
 
 def _class_path(section: Any) -> str | None:

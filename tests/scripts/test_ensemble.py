@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callbacks.predictions import Predictions, read_predictions, write_predictions
-from scripts.ensemble import mean, parse_weights, select
+from scripts import ensemble
+from scripts.ensemble import mean, open_cli, parse_weights, select
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,75 @@ def test_runs_that_hold_out_nothing_in_common_are_refused(pair, sample, experime
     said = answer("ensemble", pair[0], tmp_path / "c", "--weights", "search", "--output", tmp_path / "both.csv")
     assert (said.code, (tmp_path / "both.csv").exists()) == (1, False)
     assert "no row is held out by all" in said.err
+
+
+@pytest.fixture
+def copied(pair, tmp_path):
+    """A copy of the two runs, whose files a test may change."""
+    return [shutil.copytree(run, tmp_path / run.name) for run in pair]
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Names of the runs that are asked to predict."""
+    names = []
+
+    def counted(run, subcommand, rest):
+        names.append(run.name)
+        return open_cli(run, subcommand, rest)
+
+    monkeypatch.setattr(ensemble, "open_cli", counted)
+    return names
+
+
+def test_what_was_kept_counts_for_its_checkpoint_alone(copied, opened, tmp_path):
+    works("ensemble", *copied, "--output", tmp_path / "one.csv")
+    assert opened == ["a"], "what b predicted was kept"
+    checkpoints = [run / "checkpoints" / "best.ckpt" for run in copied]
+    stored = torch.load(checkpoints[1], weights_only=True)
+    last = list(stored["state_dict"])[-1]
+    stored["state_dict"][last] = stored["state_dict"][last] + 1  # a later best epoch
+    torch.save(stored, checkpoints[1])
+    works("ensemble", *copied, "--output", tmp_path / "two.csv")
+    assert opened == ["a", "a", "b"]
+    assert np.abs(column(tmp_path / "one.csv") - column(tmp_path / "two.csv")).max() > 1e-3
+
+
+def test_what_was_kept_counts_for_its_data_alone(copied, data, opened, tmp_path):
+    path = data / "hw1_covid" / "sample" / "covid.test.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], *reversed(lines[1:])]))
+    works("predict", "--run_dir", copied[1], "--data.root", data)
+    works("ensemble", *copied, "--output", tmp_path / "both.csv")
+    assert opened == ["a", "b"]
+
+
+def test_submissions_of_the_runs_stay_as_they_are(copied, data, tmp_path):
+    for run in copied:
+        (run / "submission.csv").write_text("mine")
+    works("ensemble", *copied, "--data.root", data, "--output", tmp_path / "both.csv")
+    assert [(run / "submission.csv").read_text() for run in copied] == ["mine", "mine"]
+
+
+def test_a_cut_file_of_predictions_is_made_anew(copied, opened, tmp_path):
+    path = copied[1] / "predictions.npz"
+    whole = path.read_bytes()
+    for text in (whole[: len(whole) // 2], whole[:30], b"PK\x03\x04", b""):
+        path.write_bytes(text)
+        assert read_predictions(path) is None
+    works("ensemble", *copied, "--output", tmp_path / "both.csv")
+    assert opened == ["a", "b"]
+
+
+@given(st.data())
+def test_damaged_predictions_are_none(tmp_path_factory, choose):
+    path = tmp_path_factory.mktemp("kept") / "kept.npz"
+    write_predictions(path, Predictions(np.arange(50), np.random.default_rng(0).random((50, 3)), "names"))
+    content = bytearray(path.read_bytes())
+    place = choose.draw(st.integers(0, len(content) - 1))
+    content[place] ^= choose.draw(st.integers(1, 255))
+    path.write_bytes(content[: choose.draw(st.integers(0, len(content)))])
+    read_predictions(path)
 
 
 def test_what_cannot_be_averaged_is_refused(pair, tmp_path):

@@ -1,15 +1,32 @@
 """scripts/kfold.py: what a fold that goes on is given, and folders that hold something else."""
 
+import numpy as np
 import pytest
 import yaml
 from conftest import assert_fails
+from hypothesis import given
+from hypothesis import strategies as st
 
+from datamodules.errors import DataError
 from scripts import kfold
+from scripts.run.folds import FoldPredictions
 from scripts.train import plan
 
 
 class ReachedError(Exception):
     """The fit of a fold would begin."""
+
+
+@given(st.data())
+def test_damaged_predictions_of_a_fold_are_one_line(tmp_path_factory, choose):
+    path = tmp_path_factory.mktemp("kept") / "fold_predictions.npz"
+    rows = np.arange(20)
+    FoldPredictions(rows, np.sin(rows), np.cos(rows)).save(path)
+    content = bytearray(path.read_bytes())
+    content[choose.draw(st.integers(0, len(content) - 1))] ^= choose.draw(st.integers(1, 255))
+    path.write_bytes(content[: choose.draw(st.integers(0, len(content) - 1))])
+    with pytest.raises(DataError, match=r"fold_predictions.npz: damaged"):
+        FoldPredictions.load(path)
 
 
 @pytest.fixture

@@ -179,6 +179,13 @@ def test_our_own_searches_resume_without_trust(tmp_path, path):
     assert tune.read_asked(RunFolder(tmp_path / "tune"), trust=False) == (flags, 0)
 
 
+def test_no_trial_of_somebody_elses_search_is_a_link(tmp_path, sweep):
+    record(tmp_path / "tune", sweep.read_text(), [])
+    (tmp_path / "tune" / "trials").mkdir()
+    (tmp_path / "tune" / "trials" / "000").symlink_to(tmp_path / "elsewhere")
+    assert_fails(tmp_path, "tune", "--run_dir", tmp_path / "tune", "--resume", says=["trials/000", "is a link"])
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"flags": 3, "seed": 0}', '{"flags": [], "seed": "x"}'])
 def test_a_damaged_record_is_one_line(tmp_path, sweep, text):
     record(tmp_path / "tune", sweep.read_text(), [])

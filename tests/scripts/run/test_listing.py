@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 import yaml
 from conftest import answer, works
 from hypothesis import given
@@ -67,6 +68,35 @@ def test_a_damaged_run_hides_no_other(run, tmp_path):
     assert str(bad / "config.yaml") in said
     assert "done" in said
     assert list(find_runs(tmp_path)) == [bad, run]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("config.yaml", "{model: 1, data: 2, trainer: [1]}", "trainer: expected a section, found [1]"),
+        ("config.yaml", "{model: 1, data: 2, trainer: {}, checkpoint: x}", "checkpoint: expected a section"),
+        ("scores.json", "[1, 2]", "expected names with scores"),
+        ("scores.json", "{", "not JSON"),
+        ("metrics.csv", "epoch,val/mse\ninf,1\n", ""),
+        ("metrics.csv", "epoch,val/mse\n1,1\n", ""),
+    ],
+)
+def test_what_is_damaged_is_left_out(run, tmp_path, name, text, says):
+    bad = shutil.copytree(run, tmp_path / "bad")
+    (bad / name).write_text(text)
+    said = works("runs", tmp_path).out.splitlines()
+    assert [line.split()[0] for line in said if line.endswith("done")] == ["run"]
+    assert [line for line in said if line.startswith(f"left out: {bad}") and says in line]
+
+
+@pytest.mark.parametrize("sort", ["git", "began", "best", "level"])
+def test_odd_values_do_not_end_the_table(run, tmp_path, sort):
+    odd = shutil.copytree(run, tmp_path / "odd")
+    (odd / "scores.json").write_text('{"best val/mse": "x", "test/mse": null}')
+    (odd / "run.json").write_text('{"began": 3, "configs": [4], "git": 5, "ended": 6}')
+    assert len(works("runs", tmp_path, "--sort", sort).out.splitlines()) == 3
+    (odd / "run.json").write_text('{"configs": 4}')
+    assert len(works("runs", tmp_path, "--sort", sort).out.splitlines()) == 3
 
 
 def test_differences_of_two_runs(run, tmp_path):
