@@ -53,7 +53,10 @@ class Figures(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the curves of the run and what the data and the module have to show."""
-        if not _wanted(trainer):
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if not trainer.is_global_zero:
+            _take_part(pl_module)
             return
         figures: dict[str, Figure] = {}
         curves: dict[str, Curve] = {}
@@ -90,8 +93,12 @@ class Figures(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what the module predicted."""
-        if isinstance(pl_module, Draws) and _wanted(trainer):
+        if trainer.fast_dev_run or not isinstance(pl_module, Draws):  # type: ignore[attr-defined]
+            return
+        if trainer.is_global_zero:
             self._save(trainer, {f"test_{name}": figure for name, figure in pl_module.draw().items()})
+        else:
+            _take_part(pl_module)
 
     def _save(self, trainer: Trainer, figures: dict[str, Figure], weights: str = "") -> None:
         folder = Path(trainer.default_root_dir) / "figures"
@@ -104,8 +111,10 @@ class Figures(Callback):
             show(trainer.loggers, name, figure, path, trainer.global_step)
 
 
-def _wanted(trainer: Trainer) -> bool:
-    return trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+def _take_part(module: LightningModule) -> None:
+    """On a rank that writes nothing: what is drawn may be summed over all ranks, and the first would wait for ever."""
+    if isinstance(module, Draws):
+        module.draw()
 
 
 def show(loggers: Sequence[Any], name: str, figure: Figure, path: Path, step: int) -> None:
