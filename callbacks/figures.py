@@ -53,7 +53,7 @@ class Figures(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the curves of the run and what the data and the module have to show."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not _wanted(trainer):
             return
         if not trainer.is_global_zero:
             _take_part(pl_module)
@@ -93,7 +93,7 @@ class Figures(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what the module predicted."""
-        if trainer.fast_dev_run or not isinstance(pl_module, Draws):  # type: ignore[attr-defined]
+        if not _wanted(trainer) or not isinstance(pl_module, Draws):
             return
         if trainer.is_global_zero:
             self._save(trainer, {f"test_{name}": figure for name, figure in pl_module.draw().items()})
@@ -109,6 +109,10 @@ class Figures(Callback):
             with whole(path) as scratch:
                 figure.savefig(scratch, format="png", dpi=120)
             show(trainer.loggers, name, figure, path, trainer.global_step)
+
+
+def _wanted(trainer: Trainer) -> bool:
+    return not trainer.fast_dev_run  # type: ignore[attr-defined]
 
 
 def _take_part(module: LightningModule) -> None:

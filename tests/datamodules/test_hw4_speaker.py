@@ -52,7 +52,10 @@ def folder(tmp_path_factory):
 
 def trainer(rank=0, world=1):
     connector = SimpleNamespace(use_distributed_sampler=False)
-    return SimpleNamespace(global_rank=rank, world_size=world, _accelerator_connector=connector, lightning_module=None)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    return SimpleNamespace(
+        global_rank=rank, world_size=world, _accelerator_connector=connector, lightning_module=None, strategy=strategy
+    )
 
 
 def speakers(folder, stage="fit", ranks=(0, 1), facts=None, **options):

@@ -49,6 +49,7 @@ class Run:
     def __init__(self, rank: int, world: int) -> None:
         self.global_rank, self.world_size = rank, world
         self._accelerator_connector = type("Connector", (), {"use_distributed_sampler": False})()
+        self.strategy = type("Strategy", (), {"root_device": torch.device("cpu")})()
 
 
 def of_a_run(data: TranslationData, facts: dict[str, Any] | None = None, rank: int = 0, world: int = 1) -> Any:

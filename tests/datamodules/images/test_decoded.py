@@ -140,7 +140,7 @@ class TestPixels:
         data = saved(picture(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\x01" * 30)
         assert np.array_equal(pixels(data, 24), plain(Image.open(io.BytesIO(data)), 24))
 
-    @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr"])
+    @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK"])  # Pillow 12 cannot read its own TIFF in YCbCr
     def test_modes_without_transparency(self, mode: str) -> None:
         data = saved(picture().convert(mode), "TIFF")
         assert np.array_equal(pixels(data, 20), plain(Image.open(io.BytesIO(data)), 20))
