@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else "see leeml --help"
         print(f"leeml: error: no subcommand {args[0]!r}; {hint}", file=sys.stderr)
         return 2
-    if args[0] not in QUICK and "torch" not in sys.modules:
+    if args[0] not in QUICK and "torch" not in sys.modules and sys.stderr.isatty():
         print(f"leeml {args[0]}: loading PyTorch ...", file=sys.stderr, flush=True)
     try:
         with ended_by_signal():

@@ -24,7 +24,7 @@ def collect(subcommand: str, trainer: Trainer) -> dict[str, Any]:
 
 def describe_checkpoint(path: Path) -> str:
     """A checkpoint's file, with the step that it was taken at."""
-    step = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("global_step")
+    step = torch.load(path, map_location="cpu", weights_only=True).get("global_step")
     return f"{path.name} of step {step}" if step is not None else path.name
 
 
