@@ -88,7 +88,7 @@ class MemoryNeeded(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Say it."""
+        """Print how much memory the step took."""
         if self.needed or self._saved is None:
             return
         self.needed = {**lasting(pl_module, trainer.optimizers), "saved for backward": self._saved.bytes}

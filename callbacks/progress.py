@@ -80,7 +80,7 @@ class RunProgress(ProgressBar):
             print(describe_net(pl_module), file=sys.stderr, flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar."""
+        """Open the bar, for as many steps as there are."""
         if self._enabled:
             self._open("training", steps_in_run(trainer), steps_done(trainer))
 
@@ -167,12 +167,12 @@ class RunProgress(ProgressBar):
             self._open("testing", sum(trainer.num_test_batches))
 
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Count batches."""
+        """Move the bar on by a batch."""
         if self._due():
             self._count(args[4])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
+        """Close the bar on its last state."""
         self._finish()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -181,12 +181,12 @@ class RunProgress(ProgressBar):
             self._open("predicting", sum(trainer.num_predict_batches))
 
     def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Count batches."""
+        """Move the bar on by a batch."""
         if self._due():
             self._count(args[4])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
+        """Close the bar on its last state."""
         self._finish()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

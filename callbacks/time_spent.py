@@ -29,7 +29,7 @@ class TimeSpent(Callback):
         self._last = now
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
+        """Start the clock of the fit."""
         self.spent = dict.fromkeys(self.spent, 0.0)
         self._last, self._steps, self._warned = time.perf_counter(), 0, False
 
@@ -70,7 +70,7 @@ class TimeSpent(Callback):
             self._count("validation")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say it."""
+        """Print where the time of the fit went."""
         self._count("other")
         total = sum(self.spent.values())
         if self._steps:

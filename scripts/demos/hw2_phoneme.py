@@ -17,7 +17,7 @@ TITLE, SUBTITLE = "HW2", "Phones: what sounds an English sentence is made of"
 
 
 class Phones(NamedTuple):
-    """What was heard."""
+    """The phones that were heard, with their times."""
 
     names: list[str]
     """One a run of equal frames."""

@@ -19,7 +19,7 @@ PER_SPEAKER, FRAMES = 3, 400  # training utterances that stand for a speaker, an
 
 
 class Heard(NamedTuple):
-    """A speaker."""
+    """A speaker, with how likely and how similar the recording is."""
 
     name: str
     probability: float
