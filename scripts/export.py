@@ -18,7 +18,7 @@ from scripts.run.folder import RunFolder
 
 
 def main(args: list[str]) -> int:
-    """Write the folder."""
+    """Write the folder with the graphs, their facts, an example and a model card."""
     from scripts.exports.folder import write_folder
     from scripts.exports.writing import Format, need_packages
 

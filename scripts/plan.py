@@ -49,7 +49,7 @@ class Estimate(NamedTuple):
 
     @property
     def total_memory(self) -> float:
-        """Bytes of all."""
+        """Bytes of all parts of the memory together."""
         return sum(self.memory.values())
 
     @property

@@ -231,6 +231,7 @@ def test_a_link_within_a_run_is_followed(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.create()
     folder.free()
+    assert folder.checkpoints.resolve() == (tmp_path / "run" / "kept").resolve()
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
