@@ -1,5 +1,6 @@
 """Momentum: the notes' recursion against torch's, and a way across a plateau where plain descent stops."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, fact, mean_and_spread
+from scripts.studies.lab.statements import Measurements, Said, Statement
+from scripts.studies.lab.study import Study, Table, mean_and_spread
 
 
 @dataclass(frozen=True)
@@ -109,24 +111,37 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
     return found
 
 
-def judge(measurements: list[Measurements]) -> list[Finding]:
-    """Equality is exact; crossing is compared over seeds, also with plain descent of the same total step."""
-    first = measurements[0]
-    findings = [
-        fact(
-            "with a constant rate the recursion equals torch.optim.SGD (distance)", first["apart, constant rate"], 1e-12
+def gap(other: str, place: int) -> Callable[[Measurements], float]:
+    """By how much larger a share of landscapes momentum crosses."""
+    return lambda found: found["crossed"]["momentum"][place] - found["crossed"][other][place]
+
+
+OF_LANDSCAPES = Said("percentage points more landscapes", "個百分點的地形")
+DISTANCE = Said("apart", "的距離")
+STATEMENTS = (
+    Statement(
+        Said(
+            "With a constant rate the notes' recursion is torch.optim.SGD.",
+            "學習率不變時，筆記的遞迴式就是 torch.optim.SGD。",
         ),
-        fact(
-            "when the rate changes they differ by more than 0.01 (minus distance)",
-            -first["apart, changing rate"],
-            -0.01,
-        ),
-    ]
-    for other in ("plain", "plain, rate / (1 - λ)"):
-        for place, kind in enumerate(("a plateau", "a plateau and a hill")):
-            gap = [m["crossed"]["momentum"][place] - m["crossed"][other][place] for m in measurements]
-            findings.append(effect(f"momentum crosses {kind} more often than {other} (share)", gap, 0.1))
-    return findings
+        lambda found: found["apart, constant rate"], 1e-12, DISTANCE, kind="exact",
+    ),
+    Statement(
+        Said("When the rate changes the two differ.", "學習率改變時，兩者就不同了。"),
+        lambda found: found["apart, changing rate"], 0.01, DISTANCE,
+    ),
+    *(
+        Statement(
+            Said(f"Momentum crosses {english} more often than {than}.", f"動量比{versus}更常越過{chinese}。"),
+            gap(other, place), 0.1, OF_LANDSCAPES, "share",
+        )
+        for other, than, versus in (
+            ("plain", "plain descent with the same rate", "同樣學習率的梯度下降"),
+            ("plain, rate / (1 - λ)", "plain descent with the same total step", "總步長相同的梯度下降"),
+        )
+        for place, english, chinese in ((0, "a plateau", "平坦區"), (1, "a plateau with a hill", "有小丘的平坦區"))
+    ),
+)  # fmt: skip
 
 
 def figure(measurements: list[Measurements]) -> Figure:
@@ -165,23 +180,39 @@ def table(measurements: list[Measurements]) -> Table:
 
 STUDY = Study(
     number=8,
-    heading="Momentum",
-    chinese="動量",
-    claim="Momentum carries descent across a plateau and over a small hill where plain descent stops; the notes' "
-    "recursion is torch's SGD as long as the rate stays constant.",
-    source="Lecture 3 of 2021; Polyak 1964; Sutskever et al. 2013, ICML",
-    idea="The movement remembers earlier gradients, so it goes on where the gradient is small. torch multiplies the "
-    "whole memory by the present rate, the notes keep each gradient with the rate of its time: the same until a "
-    "schedule changes the rate. As momentum also makes steps 1 / (1 - λ) times as long on a steady slope, plain "
-    "descent is tried with that rate, too.",
+    heading=Said("Momentum", "動量"),
+    lecture=Said(
+        "Plain descent follows the gradient of the moment, so it stops where that is almost zero. Momentum also "
+        "remembers the way so far: the movement is the last movement, a little shorter, plus a step down the gradient. "
+        "Like a ball that rolls, it goes on over a plateau and over a small hill.",
+        "一般的梯度下降只看當下的梯度，所以走到梯度幾乎為零的地方就停了。動量還記得之前的移動：這一步等於上一步的移動打點折，再加上梯度的反方向。"
+        "就像滾動的球，能繼續滾過平坦區和小丘。",
+    ),
     formula="m<sub>t+1</sub> = λ m<sub>t</sub> − η g<sub>t</sub>, θ<sub>t+1</sub> = θ<sub>t</sub> + m<sub>t+1</sub>",
-    varies="momentum 0 or 0.9, with the same rate and the same total step; random plateaus and hills",
+    varies=Said(
+        "Descent with λ = 0, with λ = 0.9, and with λ = 0 and a rate ten times as large, which is the total step that "
+        "momentum makes on a steady slope; on random plateaus and hills.",
+        "λ = 0、λ = 0.9，以及 λ = 0 但學習率大十倍（動量在固定斜坡上的總步長）；地形是隨機產生的平坦區與小丘。",
+    ),
+    caption=Said(
+        "Left: three paths down one landscape, lifted apart; a dot marks the end. Right: the share of landscapes in "
+        "which the valley is reached.",
+        "左：同一個地形上的三條路徑（上下錯開），圓點是終點。右：到達谷底的地形比例。",
+    ),
+    doubt=Said(
+        "A line has one dimension. In many dimensions noise of the batches also carries descent across plateaus.",
+        "這裡只有一個維度；在高維度中，批次的雜訊也會帶著參數離開平坦區。",
+    ),
+    again=(
+        "leeml fit --config configs/hw1_covid/medium.yaml --model.optimizer SGD --model.optimizer.momentum 0",
+        Said("HW1 without momentum.", "不用動量訓練 HW1。"),
+    ),
+    source="Lecture 3 of 2021; Polyak 1964; Sutskever et al. 2013, ICML",
     code=("scripts/studies/momentum.py:notes_step",),
     quick=Settings(),
     full=Settings(landscapes=400),
     run=run,
-    judge=judge,
+    statements=STATEMENTS,
     figure=figure,
     table=table,
-    seeds=5,
 )

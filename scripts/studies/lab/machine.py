@@ -1,11 +1,11 @@
-"""Runs studies: measures seeds side by side, and keeps what each gave in the cache."""
+"""Runs studies: measures seeds side by side, look by look, and keeps what each gave in the cache."""
 
+import ast
 import hashlib
 import importlib
 import json
 import os
 import pkgutil
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -22,10 +22,13 @@ from callbacks.files import write_text
 from datamodules.errors import DataError
 from scripts import studies
 from scripts.cli.homeworks import data_class
-from scripts.studies.lab.evidence import Finding, Measurements, Study, verdict
+from scripts.studies.lab.statements import Measurements, Verdict, judge, summary
+from scripts.studies.lab.study import Study
 
 BAR = "{desc} |{bar}| {n_fmt}/{total_fmt} seeds [{elapsed}{postfix}]"
-KEPT = 1  # form of the kept measurements; another number measures all again
+KEPT = 2  # form of the kept measurements; another number measures all again
+JUDGED = 1000
+"""First seed that judges; those below are for designing an experiment, and judge nothing."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Outcome:
     study: Study[Any]
     quick: bool
     measurements: list[Measurements]
-    findings: list[Finding]
+    verdicts: list[Verdict]
     seconds: float
     """Of all measurements together, also those that were kept from an earlier call."""
 
@@ -57,22 +60,40 @@ def state(folder: Path) -> list[tuple[str, int, int]]:
     return [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
-def study_code(project: Path, place: str) -> set[str]:
-    """Path of a study's file, and of all that it imports from scripts/studies/, itself or through others there."""
-    found, left = set(), [place]
+def measuring_code(project: Path, place: str, name: str = "run") -> dict[str, str]:
+    """What a function of a study runs, by "place:name": itself and all that it uses of scripts/studies/.
+
+    Texts, statements and figures are not among it, nor are the settings: they stand in the key themselves.
+    """
+    found: dict[str, str] = {}
+    left = [(place, name)]
     while left:
-        if (place := left.pop()) not in found:
-            found.add(place)
-            text = (project / place).read_text(encoding="utf-8")
-            modules = re.findall(r"^ *from scripts\.studies\.([\w.]+) import", text, re.MULTILINE)
-            left += [f"scripts/studies/{module.replace('.', '/')}.py" for module in modules]
+        place, name = left.pop()
+        if f"{place}:{name}" in found or name == "Settings":
+            continue
+        nodes = ast.parse((project / place).read_text(encoding="utf-8")).body
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scripts.studies."):
+                if name in [known.asname or known.name for known in node.names]:
+                    left.append((f"{(node.module or '').replace('.', '/')}.py", name))
+            elif name in bound(node):
+                found[f"{place}:{name}"] = ast.dump(node)
+                left += [(place, used.id) for used in ast.walk(node) if isinstance(used, ast.Name) and used.id != name]
     return found
+
+
+def bound(node: ast.stmt) -> list[str]:
+    """Names that a statement of a module defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
 
 
 def kept_file(name: str, study: Study[Any], settings: Any, seed: int, root: Path) -> Path:
     """Where a measurement is kept: its name tells settings, seed, data, and the code of study and idea.
 
-    Code of the study are its file, all that it imports from scripts/studies/, and the files of the idea; generated data
+    Code are the functions that the study's `run` reaches in scripts/studies/, and the files of the idea; generated data
     lies in a folder named after all of datamodules/. What the idea's files use is not looked at: after a change there,
     delete the folder.
     """
@@ -80,11 +101,12 @@ def kept_file(name: str, study: Study[Any], settings: Any, seed: int, root: Path
 
     from datamodules.files.places import PROJECT, cache_folder
 
-    ideas = {place.partition(":")[0] for place in study.code}
-    paths = sorted(study_code(PROJECT, f"scripts/studies/{name}.py") | ideas)
-    code = [hashlib.sha256((PROJECT / path).read_bytes()).hexdigest() for path in paths]
+    own = f"scripts/studies/{name}.py"
+    ideas = sorted({place.partition(":")[0] for place in study.code} - {own})
+    code = {path: hashlib.sha256((PROJECT / path).read_bytes()).hexdigest() for path in ideas}
     data = [str(root.absolute()), *state(root / study.data)] if study.data else []
-    key = json.dumps([KEPT, asdict(settings), seed, data, code, __version__], sort_keys=True)
+    parts = [KEPT, asdict(settings), seed, data, code, measuring_code(PROJECT, own), __version__]
+    key = json.dumps(parts, sort_keys=True)
     return cache_folder() / "studies" / name / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
@@ -181,55 +203,92 @@ def remaining(left: list[str], known: dict[str, list[float]], at_once: int) -> s
 
 
 def run_studies(
-    chosen: list[str], quick: bool, seeds: int | None, root: Path | None
+    chosen: list[str], quick: bool, seeds: int | None, root: Path | None, first: int = JUDGED
 ) -> tuple[list[Outcome], dict[str, str]]:
     """Outcomes in the order of the notes; studies without their data are left out and named, with the reason.
 
-    As many seeds are measured at a time as there are cores; one by one where they would share a GPU.
+    A study gets seeds until its last look, or until all its statements are decided. As many seeds are measured at a
+    time as there are cores; one by one where they would share a GPU.
+
+    Args:
+        chosen: Names of studies.
+        quick: Their size.
+        seeds: Exactly so many, judged once, in place of the studies' own looks.
+        root: Of the data, for those that are not quick.
+        first: The first seed.
     """
     plans = dict(sorted(((name, load(name)) for name in chosen), key=lambda plan: plan[1].number))
     places = {name: data_root(study, quick, root) for name, study in plans.items()}
-    tasks = [(name, quick, seed, places[name]) for name, study in plans.items() for seed in range(seeds or study.seeds)]
-    tasks.sort(key=lambda task: task[2])  # a seed of each first: then it is known how long each takes
-    kept = [kept_file(name, plans[name], plans[name].settings(quick), seed, place) for name, _, seed, place in tasks]
-    missing = [not path.is_file() for path in kept]
-    at_once = 1 if any(takes_gpu(study.settings(quick)) for study in plans.values()) else min(cpu_count(), sum(missing))
-    workers = Parallel(n_jobs=max(1, at_once), return_as="generator")
+    looks = {name: (seeds,) if seeds else study.looks(quick) for name, study in plans.items()}
+    gpu = any(takes_gpu(study.settings(quick)) for study in plans.values())
     found: dict[str, list[tuple[Measurements, float]]] = {name: [] for name in plans}
-    left_out = {}
-    left = [name for (name, *_), fresh in zip(tasks, missing, strict=True) if fresh]
-    order = list(plans)
-    with tqdm(total=len(tasks), bar_format=BAR, ncols=79, file=sys.stderr) as bar:
-        answers = workers(delayed(attempt)(*task) for task in tasks)
-        for (name, *_), fresh, result in zip(tasks, missing, answers, strict=True):
-            if fresh and name not in left_out:
-                left.remove(name)
-            if isinstance(result, DataError):
-                left_out[name] = str(result)
-                left = [other for other in left if other != name]
-                bar.total = (bar.total or 0) - 1  # tqdm allows None
-            else:
-                found[name].append(result)
-                bar.n += 1
-            known = {study: [seconds for _, seconds in results] for study, results in found.items()}
-            bar.set_description_str(f"study {order.index(name) + 1}/{len(order)} {name}", refresh=False)
-            bar.set_postfix_str(remaining(left, known, max(1, at_once)))
+    left_out: dict[str, str] = {}
+
+    def verdicts(name: str) -> list[Verdict]:
+        return [judge(said, [m for m, _ in found[name]], looks[name]) for said in plans[name].statements]
+
+    with tqdm(bar_format=BAR, ncols=79, file=sys.stderr, total=0) as bar:
+        for look in range(max(map(len, looks.values()))):
+            tasks = []
+            for name in plans:
+                decided = found[name] and all(verdict.result != "undecided" for verdict in verdicts(name))
+                if name not in left_out and look < len(looks[name]) and not decided:
+                    new = range(first + len(found[name]), first + looks[name][look])
+                    tasks += [(name, quick, seed, places[name]) for seed in new]
+            tasks.sort(key=lambda task: task[2])  # a seed of each first: then it is known how long each takes
+            for name, result in measured(tasks, plans, gpu, found, left_out, bar):
+                if isinstance(result, DataError):
+                    left_out[name] = str(result)
+                else:
+                    found[name].append(result)
     outcomes = []
     for name, study in plans.items():
         if name not in left_out:
-            measured, seconds = [m for m, _ in found[name]], sum(s for _, s in found[name])
-            outcomes.append(Outcome(name, study, quick, measured, study.judge(measured), seconds))
+            measurements, seconds = [m for m, _ in found[name]], sum(s for _, s in found[name])
+            outcomes.append(Outcome(name, study, quick, measurements, verdicts(name), seconds))
     return outcomes, left_out
 
 
+def measured(
+    tasks: list[tuple[str, bool, int, Path]],
+    plans: dict[str, Study[Any]],
+    gpu: bool,
+    found: dict[str, list[tuple[Measurements, float]]],
+    left_out: dict[str, str],
+    bar: tqdm,
+) -> Iterator[tuple[str, tuple[Measurements, float] | DataError]]:
+    """What each task gave, in their order, while the bar moves on."""
+    missing = [
+        not kept_file(name, plans[name], plans[name].settings(quick), seed, place).is_file()
+        for name, quick, seed, place in tasks
+    ]
+    at_once = max(1, 1 if gpu else min(cpu_count(), sum(missing)))
+    left = [name for (name, *_), fresh in zip(tasks, missing, strict=True) if fresh]
+    order = list(plans)
+    bar.total = (bar.total or 0) + len(tasks)  # tqdm allows None
+    answers = Parallel(n_jobs=at_once, return_as="generator")(delayed(attempt)(*task) for task in tasks)
+    for (name, *_), fresh, result in zip(tasks, missing, answers, strict=True):
+        if fresh and name in left:
+            left.remove(name)
+        yield name, result
+        if name in left_out:
+            left = [other for other in left if other != name]
+            bar.total -= 1
+        else:
+            bar.n += 1
+        known = {study: [seconds for _, seconds in results] for study, results in found.items()}
+        bar.set_description_str(f"study {order.index(name) + 1}/{len(order)} {name}", refresh=False)
+        bar.set_postfix_str(remaining(left, known, at_once))
+
+
 def describe(outcome: Outcome) -> str:
-    """Claim, verdict, findings and table as text."""
+    """Verdicts and table as text."""
     study = outcome.study
     columns, rows = study.table(outcome.measurements)
     cells = [columns, *([f"{c:.4g}" if isinstance(c, float) else str(c) for c in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    lines = [f"\n{study.number} {outcome.name}: {verdict(outcome.findings)}", f"  claim: {study.claim}"]
-    lines += [f"  - {f.text}: {f.result} ({f.numbers})" for f in outcome.findings]
+    lines = [f"\n{study.number} {outcome.name}: {summary([v.result for v in outcome.verdicts])}"]
+    lines += [f"  - {v.says.english}: {v.result}\n      {v.words.english}" for v in outcome.verdicts]
     lines += ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
     return "\n".join(line.rstrip() for line in lines)
 

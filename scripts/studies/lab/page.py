@@ -2,12 +2,12 @@
 
 import ast
 import base64
-import io
 from html import escape
+from pathlib import Path
 from typing import Any
 
-from scripts.studies.lab.evidence import verdict
-from scripts.studies.lab.machine import Outcome
+from scripts.studies.lab.machine import load
+from scripts.studies.lab.records import Record, read
 
 STYLE = """
 :root { --line: #d8d8d8; --quiet: #5f6368; }
@@ -23,7 +23,8 @@ img { display: block; width: 100%; height: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; } th, td { text-align: left; vertical-align: top;
   padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); }
 .verdict { display: inline-block; padding: 0 .6rem; border-radius: 1rem; color: #fff; white-space: nowrap; }
-.holds { background: #1a7f37; } .does-not-hold { background: #b3261e; } .not-clear { background: #7a5c00; }
+.holds { background: #1a7f37; } .does-not-hold { background: #b3261e; } .undecided { background: #7a5c00; }
+.too-small-to-matter { background: #57606a; }
 .formula { padding: .5rem .8rem; background: #f5f5f5; overflow-x: auto; }
 .quiet { color: var(--quiet); font-size: .9rem; } li { margin: .35rem 0; overflow-wrap: anywhere; }
 pre { overflow-x: auto; padding: .8rem; background: #f5f5f5; font-size: .8rem; line-height: 1.4; }
@@ -43,69 +44,35 @@ def grid(columns: list[str], rows: list[list[str]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def picture(outcome: Outcome) -> str:
-    """The study's figure, inside the page."""
-    stream = io.BytesIO()
-    outcome.study.figure(outcome.measurements).savefig(stream, format="png", dpi=130)
-    data = base64.b64encode(stream.getvalue()).decode()
-    return f'<img alt="{escape(outcome.study.varies)}" src="data:image/png;base64,{data}">'
-
-
-def section(outcome: Outcome) -> str:
+def section(record: Record, picture: Path) -> str:
     """All about one study."""
-
-    study = outcome.study
-    findings = "".join(
-        f'<li>{badge(f.result)} {escape(f.text)} <span class="quiet">({escape(f.numbers)})</span></li>'
-        for f in outcome.findings
+    study = load(record.name)
+    statements = "".join(
+        f'<li>{badge(v.result)} {escape(v.says.english)} <span class="quiet">({escape(v.words.english)})</span></li>'
+        for v in record.verdicts
     )
-    columns, rows = study.table(outcome.measurements)
-    cells = [[escape(f"{c:.4g}" if isinstance(c, float) else str(c)) for c in row] for row in rows]
-    code = ""
-    for place in study.code:
-        text, line = source(place)
-        path, _, name = place.partition(":")
-        code += f"<details><summary><code>{escape(path)}</code>, line {line}: <code>{escape(name)}</code></summary>"
-        code += f"<pre><code>{escape(text)}</code></pre></details>"
-    settings = escape(str(study.settings(outcome.quick)))
-    size = "quick, on generated data" if outcome.quick and study.data else "quick" if outcome.quick else "full"
-    return f"""<section id="{outcome.name}">
-<h2>{study.number}. {escape(study.heading)} <small lang="zh-Hant">{escape(study.chinese)}</small></h2>
-<p><strong>Claim.</strong> {escape(study.claim)} {badge(verdict(outcome.findings))}</p>
-<p>{study.idea}</p>
+    data = base64.b64encode(picture.read_bytes()).decode()
+    return f"""<section id="{record.name}">
+<h2>{study.number}. {escape(study.heading.english)} <small lang="zh-Hant">{escape(study.heading.chinese)}</small></h2>
+<p>{study.lecture.english}</p>
 <p class="formula">{study.formula}</p>
-<p><strong>What varies.</strong> {escape(study.varies)}</p>
-{picture(outcome)}
-<ul>{findings}</ul>
-{grid([escape(c) for c in columns], cells)}
-<p class="quiet">Source: {escape(study.source)}. Run: <code>leeml study {outcome.name}</code> ({size};
-{len(outcome.measurements)} seeds, {outcome.seconds:.0f} s). Settings: <code>{settings}</code></p>
-{code}</section>"""
+<img alt="{escape(study.caption.english)}" src="data:image/png;base64,{data}">
+<ul>{statements}</ul>
+{grid([escape(c) for c in record.columns], [[escape(cell) for cell in row] for row in record.rows])}
+</section>"""
 
 
-def page(outcomes: list[Outcome], left_out: dict[str, str]) -> str:
-    """The whole page, studies in the order given.
-
-    Args:
-        outcomes: What to show.
-        left_out: Studies that could not be run, with the reason.
-    """
-    rows = [
-        [str(o.study.number), f'<a href="#{o.name}">{escape(o.study.claim)}</a>', badge(verdict(o.findings))]
-        for o in outcomes
-    ]
-    missing = "".join(f"<li><code>{escape(name)}</code>: {escape(reason)}</li>" for name, reason in left_out.items())
+def page(folder: Path) -> str:
+    """The whole page of a folder of results, in the order of the notes; full results where there are both."""
+    records = read(folder)
+    shown = {name: records.get((name, "full"), record) for (name, _), record in records.items()}
+    ordered = sorted(shown.values(), key=lambda record: load(record.name).number)
+    sections = "".join(section(record, folder / record.size / f"{record.name}.png") for record in ordered)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Machine learning, idea by idea</title><style>{STYLE}</style></head><body>
 <h1>Machine learning, idea by idea <small lang="zh-Hant">機器學習筆記：每個想法都能跑</small></h1>
-<p>The ideas of Hung-yi Lee's machine learning course, in the order of the notes, each as a claim that can fail and an
-experiment that tries it. A verdict is computed: a difference holds if the 95 % interval of its mean over seeds
-(Student's t, seeds paired) lies above the least difference that would matter, does not hold if it lies below, and is
-not clear otherwise. A claim holds if all its parts do, and does not if one does not.</p>
-{grid(["", "claim", "verdict"], rows)}
-{f"<p>Not run:</p><ul>{missing}</ul>" if missing else ""}
-{"".join(section(outcome) for outcome in outcomes)}
+{sections}
 </body></html>
 """
 
