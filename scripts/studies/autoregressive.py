@@ -25,10 +25,12 @@ from modules.hw5_parallel import MaskedTranslator, OneShotTranslator
 from modules.hw5_translation import Translator
 from modules.translation.parallel_search import mask_predict, repeated_share
 from modules.translation.search import greedy
+from scripts.studies.lab import recorded
 from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
 from scripts.studies.lab.translation import REAL, Size, corpus, small_language, trained, write_pairs
 
 TOGETHER = 50  # sentences of a batch
+WIDTHS = (1, 2, 3, 5)  # of the beams whose search is recorded
 ONCE: dict[str, type[Translator]] = {"token by token": Translator, "one shot": OneShotTranslator}
 KINDS: dict[str, type[Translator]] = {**ONCE, "mask-predict, passes: {}": MaskedTranslator}
 COLOURS = ("tab:green", "tab:olive", "tab:purple")
@@ -153,7 +155,13 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
                 ways |= {name.format(n): (module, partial(say, module=module, iterations=n)) for n in counts}
             pairs = held_out(data, right)
         spent = seconds([way for _, way in ways.values()], pairs.sources[: settings.timed], settings.repeats)
+        module, source = ways["token by token"][0], pairs.sources[0][None]
+        lattices = [
+            recorded.lattice(module.net, source, module.ends, width, module.pieces.id_to_piece) for width in WIDTHS
+        ]
         found[str(orders)] = {
+            "lattices": lattices,
+            "source": module.text(source[0].tolist()),
             "reference": {"repeated": repeated_share(pairs.words), "text": " or ".join(pairs.right[0])},
             "ways": {
                 name: judged(*both, pairs, settings.timed) | {"seconds": time}

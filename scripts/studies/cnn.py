@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from datamodules.hw3_food import FoodData
 from modules.hw3_food import FoodClassifier
 from modules.nets.cnn import CNN
+from scripts.studies.lab import recorded
 from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, fact, mean_and_spread
 from scripts.studies.lab.fit import fit
 
@@ -157,12 +158,17 @@ def accuracy(module: FoodClassifier, batches: Iterable[dict[str, Tensor]]) -> fl
     return float(right.double().mean())
 
 
-def accuracies(settings: Settings, net: Any, side: int, epochs: int, seed: int, root: Path) -> tuple[float, float]:
-    """Accuracy of HW3's module after a fit, on training images and on those held out."""
+def trained(settings: Settings, net: Any, side: int, epochs: int, seed: int, root: Path) -> tuple[Any, Any]:
+    """HW3's module after a fit, and its data."""
     torch.manual_seed(seed)
     module: Any = FoodClassifier(partial(torch.optim.Adam, lr=settings.rate), net)
     data: Any = FoodData(str(root), seed=seed, folds=3, image_size=side, batch_size=settings.batch)
     fit(module, data, epochs, accelerator=settings.accelerator)
+    return module, data
+
+
+def accuracies(module: Any, data: Any) -> tuple[float, float]:
+    """Accuracy on training images and on those held out."""
     return accuracy(module, data.train_dataloader()), accuracy(module, data.val_dataloader())
 
 
@@ -175,10 +181,14 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
         layer: Any = one_layer(kind, settings, 1)
         found["weights"][kind] = layer[0].weights
         net = partial(one_layer, kind, settings)
-        found["layers"][kind] = accuracies(settings, net, settings.side, settings.epochs, seed, root)
+        module, held_out = trained(settings, net, settings.side, settings.epochs, seed, root)
+        found["layers"][kind] = accuracies(module, held_out)
+        if kind == "convolution":
+            found["walk"] = recorded.filters(module, next(iter(held_out.val_dataloader()))["x"][0])
     for shrink in SHRINKS:
         cnn = partial(CNN, channels=settings.channels, hidden=(64,), shrink=shrink)
-        found["pooling"][shrink] = accuracies(settings, cnn, settings.pooled_side, settings.pooled_epochs, seed, root)
+        fitted = trained(settings, cnn, settings.pooled_side, settings.pooled_epochs, seed, root)
+        found["pooling"][shrink] = accuracies(*fitted)
     return found
 
 

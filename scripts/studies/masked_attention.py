@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modules.nets.seq2seq import TransformerSeq2Seq
+from scripts.studies.lab import recorded
 from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, fact, mean_and_spread
 
 KINDS = {"masked": True, "not masked": False}
@@ -82,13 +83,12 @@ def apart_from_prefix(net: TransformerSeq2Seq, source: Tensor, read: Tensor) -> 
     return float((torch.stack(each, 1) - at_once).abs().max())
 
 
-def guessing(settings: Settings, causal: bool) -> list[float]:
+def guessing(settings: Settings, net: TransformerSeq2Seq) -> list[float]:
     """Losses, as shares of log(words), of a net that learns to guess random words, new ones in every step.
 
     Nothing before a random word tells which it is: a loss below 1 means that the word itself was seen. The last one is
     never in the input, so that a loss of 1 / T is left at least.
     """
-    net = translator(settings, causal)
     optimizer = torch.optim.AdamW(net.parameters(), settings.rate)
     losses = []
     for _ in range(settings.steps):
@@ -104,7 +104,7 @@ def guessing(settings: Settings, causal: bool) -> list[float]:
 
 def run(settings: Settings, seed: int, root: Path) -> Measurements:
     """Who sees whom in nets of random weights, and what a net without a mask learns."""
-    found: Measurements = {"influence": {}, "changes": {}, "prefix": {}, "losses": {}}
+    found: Measurements = {"influence": {}, "changes": {}, "prefix": {}, "losses": {}, "scores": {}}
     for name, causal in KINDS.items():
         torch.manual_seed(seed)
         net = translator(settings, causal).double().eval()
@@ -112,7 +112,10 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
         found["influence"][name] = influence(net, source, read).tolist()
         found["changes"][name] = changes(net, source, read).tolist()
         found["prefix"][name] = apart_from_prefix(net, source, read)
-        found["losses"][name] = guessing(settings, causal)
+        learner = translator(settings, causal)
+        found["losses"][name] = guessing(settings, learner)
+        found["read"] = read[0].tolist()
+        found["scores"][name] = recorded.attention_scores(learner.eval(), torch.zeros_like(read[:, :1]), read)
     return found
 
 

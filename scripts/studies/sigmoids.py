@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from modules.nets.mlp import MLP
+from scripts.studies.lab import recorded
 from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, across, effect, mean_and_spread
 
 
@@ -73,6 +74,7 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
     """Largest errors by number of sigmoids, and what three of the sums look like."""
     x, y = random_function(seed)
     found: Measurements = {"counts": list(settings.counts), "x": x.tolist(), "y": y.tolist(), "curves": {}}
+    found["parts"] = {"built": {}, "trained": {}}
     for way in ("built", "trained"):
         largest = []
         for count in settings.counts:
@@ -80,6 +82,7 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
             with torch.no_grad():
                 said = net(x.view(1, -1, 1)).view(-1)
             largest.append(float((said - y).abs().max()))
+            found["parts"][way][str(count)] = recorded.sigmoids(net)
             if way == "built" and count in settings.counts[1:3]:
                 found["curves"][str(count)] = said.tolist()
         found[way] = largest
