@@ -3,6 +3,7 @@
 import contextlib
 import io
 import shutil
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +13,9 @@ from datamodules import generated
 from datamodules.generated import write_covid, write_translation
 from scripts.leeml import main
 from scripts.studies.lab import machine
-from scripts.studies.lab.evidence import verdict
 from scripts.studies.lab.page import page
+from scripts.studies.lab.records import save
+from scripts.studies.lab.statements import judge
 
 OLD = Path(__file__).parent.parent / "old_runs"
 WRITERS = {
@@ -184,14 +186,16 @@ def assert_fails(where, *args, says=()):
 
 
 def ran_study(name, settings, root):
-    """Measurements of two seeds, of which verdict, figure, table, text and page can be made."""
+    """Measurements of two seeds, of which verdicts, figure, table, text, record and page can be made."""
     study = machine.load(name)
     found = [machine.measure(name, study, settings, seed, root)[0] for seed in range(2)]
-    outcome = machine.Outcome(name, study, True, found, study.judge(found), 1.0)
-    assert verdict(outcome.findings) in ("holds", "does not hold", "not clear")
+    verdicts = [judge(statement, found, (2,)) for statement in study.statements]
+    outcome = machine.Outcome(name, study, True, found, verdicts, 1.0)
     columns, rows = study.table(found)
     assert rows
     assert all(len(row) == len(columns) for row in rows)
-    assert study.claim in machine.describe(outcome)
-    assert f'<section id="{name}">' in page([outcome], {})
+    assert all(verdict.says.english in machine.describe(outcome) for verdict in verdicts)
+    with tempfile.TemporaryDirectory() as folder:
+        assert save(outcome, Path(folder)).read_bytes()[:4] == b"\x89PNG"
+        assert f'<section id="{name}"' in page(Path(folder))
     return found

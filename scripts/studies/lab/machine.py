@@ -74,8 +74,8 @@ def measuring_code(project: Path, place: str, name: str = "run") -> dict[str, st
         nodes = ast.parse((project / place).read_text(encoding="utf-8")).body
         for node in nodes:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scripts.studies."):
-                if name in [known.asname or known.name for known in node.names]:
-                    left.append((f"{(node.module or '').replace('.', '/')}.py", name))
+                other = f"{(node.module or '').replace('.', '/')}.py"
+                left += [(other, known.name) for known in node.names if name == (known.asname or known.name)]
             elif name in bound(node):
                 found[f"{place}:{name}"] = ast.dump(node)
                 left += [(place, used.id) for used in ast.walk(node) if isinstance(used, ast.Name) and used.id != name]

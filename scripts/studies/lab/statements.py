@@ -158,7 +158,8 @@ def _verdict(statement: Statement, result: Result, found: Interval, seeds: int, 
         words = Said(
             f"{mean} {unit.english}, 95 % sure between {low} and {high} ({limit.english} {margin} was stated; {seeds} "
             f"{of.english})",
-            f"{mean} {unit.chinese}，95 % 確定在 {low} 到 {high} 之間（主張：{limit.chinese} {margin}；{seeds} {of.chinese}）",
+            f"{mean} {unit.chinese}，95 % 確定在 {low} 到 {high} 之間（主張：{limit.chinese} {margin}；{seeds} "
+            f"{of.chinese}）",
         )
     if more is not None:
         words = Said(
