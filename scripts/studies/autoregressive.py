@@ -1,8 +1,4 @@
-"""Autoregressive or not: words said one after the other, or all at once, where a sentence has one translation or two.
-
-Changed after looking: the language of `leeml data sample`, which has 100 words of two characters each, was too much for
-the time: one shot had not learned it even where nothing was to be agreed on. A smaller one took its place.
-"""
+"""Autoregressive or not: words one after the other or all at once, where one translation is right or two are."""
 
 import time
 from collections.abc import Callable
@@ -26,14 +22,19 @@ from modules.hw5_translation import Translator
 from modules.translation.parallel_search import mask_predict, repeated_share
 from modules.translation.search import greedy
 from scripts.studies.lab import recorded
-from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
-from scripts.studies.lab.translation import REAL, Size, corpus, small_language, trained, write_pairs
+from scripts.studies.lab.statements import Measurements, Said, Statement
+from scripts.studies.lab.study import Study, Table, mean_and_spread
+from scripts.studies.lab.translation import Size, corpus, small_language, trained, write_pairs
 
 TOGETHER = 50  # sentences of a batch
 WIDTHS = (1, 2, 3, 5)  # of the beams whose search is recorded
 ONCE: dict[str, type[Translator]] = {"token by token": Translator, "one shot": OneShotTranslator}
 KINDS: dict[str, type[Translator]] = {**ONCE, "mask-predict, passes: {}": MaskedTranslator}
 COLOURS = ("tab:green", "tab:olive", "tab:purple")
+ORDERS = (1, 2)
+"""Of words, in which each corpus says its sentences: 2 leaves it to a coin where the object stands. Mask-predict learns
+the last."""
+SLOW, SHOT = ONCE
 Way = Callable[[Tensor], list[list[int]]]
 
 
@@ -43,10 +44,7 @@ class Settings:
 
     size: Size = field(default_factory=Size)
     pairs: int = 2000
-    """Of the small language; 0: HW5's own."""
-    orders: tuple[int, ...] = (1, 2)
-    """Of words, in which each corpus says its sentences: 2 leaves it to a coin where the object stands. Mask-predict
-    learns the last."""
+    """Of the small language."""
     iterations: tuple[int, ...] = (1, 2, 4)
     timed: int = 10
     """Sentences said one by one."""
@@ -86,21 +84,20 @@ class HeldOut(NamedTuple):
 
 
 def held_out(data: TranslationData, right: dict[str, list[str]]) -> HeldOut:
-    """The pairs that `data.quick` chose, with what is right for each source; where nothing is known, the reference."""
+    """The pairs that `data.quick` chose, with what is right for each source."""
     found = HeldOut([], [], [])
     for batch in data.val_dataloader():
         source, target = batch["source"], batch["target"]
         for i in batch["quick"].nonzero()[:, 0].tolist():
             found.sources.append(source[i, source[i] != PAD])
             found.words.append(target[i, target[i] != PAD][:-1].tolist())
-            found.right.append(right[batch["text"][i]] if right else [batch["reference"][i]])
+            found.right.append(right[batch["text"][i]])
     return found
 
 
-def bleu(said: list[str], right: list[list[str]], language: str) -> float:
-    """sacrebleu's of the corpus; every sentence has as many translations that are right."""
-    streams = list(zip(*right, strict=True))
-    return sacrebleu.corpus_bleu(said, streams, tokenize="zh" if language == "zh" else "13a").score
+def bleu(said: list[str], right: list[list[str]]) -> float:
+    """sacrebleu's of a Chinese corpus; every sentence has as many translations that are right."""
+    return sacrebleu.corpus_bleu(said, list(zip(*right, strict=True)), tokenize="zh").score
 
 
 def seconds(ways: list[Callable[[Tensor], object]], sources: list[Tensor], repeats: int) -> list[float]:
@@ -132,7 +129,7 @@ def judged(module: Translator, way: Way, pairs: HeldOut, timed: int) -> Measurem
         said += way(pad_sequence(pairs.sources[first : first + TOGETHER], batch_first=True, padding_value=PAD))
     texts = [module.text(words) for words in said]
     return {
-        "bleu": bleu(texts, pairs.right, module.language),
+        "bleu": bleu(texts, pairs.right),
         "repeated": repeated_share(said),
         "example": texts[0],
         "passes": passes(way, module, pairs.sources[:timed]),
@@ -142,14 +139,12 @@ def judged(module: Translator, way: Way, pairs: HeldOut, timed: int) -> Measurem
 def run(settings: Settings, seed: int, root: Path) -> Measurements:
     """How well and how fast each kind of translator says held-out sentences, after as many steps on the same pairs."""
     found: Measurements = {}
-    for orders in settings.orders:
+    for orders in ORDERS:
         with TemporaryDirectory() as folder:
-            place = Path(folder) if settings.pairs else root
-            right = told(settings, orders, seed, place) if settings.pairs else {}
+            right = told(settings, orders, seed, Path(folder))
             ways: dict[str, tuple[Translator, Way]] = {}
-            asked = KINDS if orders == settings.orders[-1] else ONCE
-            for name, kind in asked.items():
-                data = corpus(settings.size, seed, place)
+            for name, kind in (KINDS if orders == ORDERS[-1] else ONCE).items():
+                data = corpus(settings.size, seed, Path(folder))
                 module = trained(settings.size, data, seed, kind=kind, schedule="linear")
                 counts = settings.iterations if kind is MaskedTranslator else (1,)
                 ways |= {name.format(n): (module, partial(say, module=module, iterations=n)) for n in counts}
@@ -176,59 +171,82 @@ def of(measurements: list[Measurements], orders: str, way: str, key: str) -> np.
     return np.array([m[orders]["ways"][way][key] for m in measurements])
 
 
-def judge(measurements: list[Measurements]) -> list[Finding]:
-    """Half the time, 2 points of BLEU and 1 of 100 words count as a difference; of the corpus with the most orders."""
-    corpora = list(measurements[0])
-    few, most = corpora[0], corpora[-1]
-    slow, shot, first, *_, last = measurements[0][most]["ways"]
+def gap(found: Measurements, key: str, more: str, less: str, orders: int = ORDERS[-1]) -> float:
+    """By how much a number of one way exceeds that of another, on a corpus."""
+    ways = found[str(orders)]["ways"]
+    return ways[more][key] - ways[less][key]
 
-    def gap(key: str, more: str, less: str, orders: str = most) -> np.ndarray:
-        return of(measurements, orders, more, key) - of(measurements, orders, less, key)
 
-    time = np.log2(of(measurements, most, slow, "seconds") / of(measurements, most, shot, "seconds"))
-    findings = [
-        effect(f"{shot} is faster than {slow} (log2 of the ratio of times)", time.tolist(), 1.0),
-        effect("and worse (points of BLEU)", gap("bleu", slow, shot).tolist(), 2.0),
-        effect("and says more words twice in a row (share of words)", gap("repeated", shot, slow).tolist(), 0.01),
-        effect(f"{last} is better than {first} (points of BLEU)", gap("bleu", last, first).tolist(), 2.0),
-        effect("and says fewer words twice in a row (share of words)", gap("repeated", first, last).tolist(), 0.01),
-    ]
-    if most != few:
-        more = gap("bleu", slow, shot) - gap("bleu", slow, shot, few)
-        twice = gap("repeated", shot, slow) - gap("repeated", shot, slow, few)
-        findings += [
-            effect(f"{shot} is worse by more where two orders are right than where one is (points of BLEU)",
-                   more.tolist(), 2.0),
-            effect("and says more words twice there (share of words)", twice.tolist(), 0.01),
-        ]  # fmt: skip
-    return findings
+def refined(found: Measurements, key: str) -> float:
+    """By how much a number of mask-predict's last count of passes exceeds that of its first."""
+    _, _, first, *_, last = found[str(ORDERS[-1])]["ways"]
+    return gap(found, key, last, first)
+
+
+def quotient(found: Measurements) -> float:
+    """Time of a sentence token by token, over that in one shot."""
+    ways = found[str(ORDERS[-1])]["ways"]
+    return ways[SLOW]["seconds"] / ways[SHOT]["seconds"]
+
+
+POINTS = Said("points of BLEU", "分 BLEU")
+TWICE = Said("percentage points of the words", "個百分點的字")
+STATEMENTS = (
+    Statement(
+        Said("One shot is faster than token by token.", "一次說完比一個一個說快。"),
+        quotient, 2.0, Said("times as fast", "倍快"), "ratio",
+    ),
+    Statement(
+        Said("Where two word orders are right, one shot has lower BLEU.", "兩種語序都對時，一次說完的 BLEU 比較低。"),
+        lambda found: gap(found, "bleu", SLOW, SHOT), 2.0, POINTS,
+    ),
+    Statement(
+        Said(
+            "Where two word orders are right, one shot loses more BLEU than where one is.",
+            "兩種語序都對時，一次說完損失的 BLEU 比只有一種對時多。",
+        ),
+        lambda found: gap(found, "bleu", SLOW, SHOT) - gap(found, "bleu", SLOW, SHOT, ORDERS[0]), 2.0, POINTS,
+    ),
+    Statement(
+        Said(
+            "Where two word orders are right, one shot says more words twice in a row.",
+            "兩種語序都對時，一次說完更常連說兩次同一個字。",
+        ),
+        lambda found: gap(found, "repeated", SHOT, SLOW), 0.01, TWICE, "share",
+    ),
+    Statement(
+        Said("Further passes of mask-predict raise BLEU.", "Mask-predict 多修正幾次，BLEU 會提高。"),
+        lambda found: refined(found, "bleu"), 2.0, POINTS,
+    ),
+    Statement(
+        Said("Further passes of mask-predict remove repeated words.", "Mask-predict 多修正幾次，重複的字會變少。"),
+        lambda found: -refined(found, "repeated"), 0.01, TWICE, "share",
+    ),
+)  # fmt: skip
 
 
 def figure(measurements: list[Measurements]) -> Figure:
     """BLEU against time for each corpus, and what is said twice in a row."""
-    corpora = list(measurements[0])
-    drawn = Figure(figsize=(4 * len(corpora) + 4.6, 3.8), layout="constrained")
-    *plots, bars = drawn.subplots(1, len(corpora) + 1)
-    ways = list(measurements[0][corpora[-1]]["ways"])
+    drawn = Figure(figsize=(8, 7), layout="constrained")
+    grid = drawn.add_gridspec(2, 2)
+    plots, below = [drawn.add_subplot(grid[0, column]) for column in range(2)], drawn.add_subplot(grid[1, :])
+    ways = list(measurements[0][str(ORDERS[-1])]["ways"])
     colours = dict(zip(ways, ("tab:blue", "tab:red", *COLOURS), strict=False))
-    for axes, orders in zip(plots, corpora, strict=True):
-        slow = of(measurements, orders, ways[0], "seconds")
-        for way in measurements[0][orders]["ways"]:
+    titles = ("one word order is right", "two word orders are right")
+    for place, (orders, axes, title) in enumerate(zip(map(str, ORDERS), plots, titles, strict=True)):
+        slow = of(measurements, orders, SLOW, "seconds")
+        for x, way in enumerate(measurements[0][orders]["ways"]):
             time, score = of(measurements, orders, way, "seconds") / slow, of(measurements, orders, way, "bleu")
             axes.plot(time, score, "o", color=colours[way], alpha=0.35, markersize=4)
             axes.plot(time.mean(), score.mean(), "o", color=colours[way], markersize=9, label=way)
-        axes.set(xlim=(0, 1.1), ylim=(0, 105), xlabel=f"time of one sentence ({ways[0]} = 1)", ylabel="BLEU, held out")
-        axes.set_title(f"{orders} order{'s' * (orders != '1')} of words" if len(corpora) > 1 else "")
-    plots[-1].legend(fontsize=8, loc="upper left")
-    for place, orders in enumerate(corpora):
-        for x, way in enumerate(measurements[0][orders]["ways"]):
             share = 100 * of(measurements, orders, way, "repeated")
-            at = x + 0.4 * (place - (len(corpora) - 1) / 2)
-            bars.bar(at, share.mean(), 0.4, color=colours[way], alpha=1 if orders == corpora[-1] else 0.4)
-            bars.plot(np.full(len(share), at), share, ".", color="black", markersize=4)
-    bars.set_xticks(range(len(ways)), [way.replace(" ", "\n").replace("mask-", "mask-\n") for way in ways], fontsize=8)
-    pale = "; pale: one order" if len(corpora) > 1 else ""
-    bars.set(title=f"words said twice in a row{pale}", ylabel="% of the words said")
+            at = x + 0.4 * (place - 0.5)
+            below.bar(at, share.mean(), 0.4, color=colours[way], alpha=(0.4, 1)[place])
+            below.plot(np.full(len(share), at), share, ".", color="black", markersize=4)
+        axes.set(xlim=(0, 1.1), ylim=(0, 105), xlabel=f"time of a sentence ({SLOW} = 1)", ylabel="BLEU", title=title)
+    plots[-1].legend(fontsize=9, loc="upper left")
+    below.set_xticks(range(len(ways)), [way.replace(", ", "\n") for way in ways])
+    below.set(title="words said twice in a row (pale: where one order is right)", ylabel="% of the words")
     return drawn
 
 
@@ -249,21 +267,42 @@ def table(measurements: list[Measurements]) -> Table:
 
 STUDY = Study(
     number=16,
-    heading="Autoregressive and Non-autoregressive",
-    chinese="自迴歸與非自迴歸：一個字一個字說，還是一次說完",
-    claim="Producing all tokens at once is faster than token by token and worse: where several translations are right "
-    "it mixes them and repeats words, which further passes fix in part.",
-    source="Lecture 5 of 2021 (Transformer); Gu et al. 2018, ICLR (arXiv 1711.02281); Ghazvininejad et al. 2019, EMNLP "
-    "(arXiv 1904.09324)",
-    idea="A decoder without the causal mask gives all words in one pass, as many as another predictor says. But no "
-    "place knows what the others choose: if two orders of words are equally right, one place may speak in the one and "
-    "its neighbour in the other (the multi-modality problem). Mask-predict says the least sure words again, in sight "
-    "of the others. A small made-up language is told twice: with the object always last, so that there is nothing to "
-    "agree on, and with the object last or first, by a coin for every sentence; BLEU then takes both for right. "
-    "<code>--full</code> takes HW5's pairs as they are.",
+    heading=Said("Autoregressive, Non-autoregressive", "自迴歸與非自迴歸"),
+    lecture=Said(
+        "An autoregressive decoder says one word, reads it, and says the next: as many passes as words. A "
+        "non-autoregressive one says all words in one pass, as many as another predictor tells. It is fast, but no "
+        "place knows what the others say: where two translations are right, one place may speak in the one and its "
+        "neighbour in the other.",
+        "自迴歸的 decoder 說一個字、讀進來、再說下一個，有幾個字就要跑幾次。非自迴歸的一次說完所有的字，"
+        "字數由另一個預測器決定。"
+        "它很快，但每個位置不知道別的位置說了什麼：有兩種正確翻譯時，相鄰的兩個位置可能各說各的（multi-modality "
+        "問題）。",
+    ),
     formula="token by token: P(y | x) = Π<sub>t</sub> P(y<sub>t</sub> | y<sub>1</sub> … y<sub>t−1</sub>, x); "
     "all at once: P(y | x) = P(T | x) Π<sub>t</sub> P(y<sub>t</sub> | T, x)",
-    varies="how words are said, and in how many orders the corpus says them; the same sources, as many steps",
+    varies=Said(
+        "How words are said: token by token, all in one shot, or by mask-predict, which says the least sure words "
+        "again in sight of the others. A small made-up language is told twice: with the object always last, and with "
+        "the object last or first, by a coin for every sentence; BLEU then takes both for right.",
+        "說話的方式：一個一個、一次說完，或 mask-predict（看著其他的字，把最沒把握的字重說）。"
+        "用自創的小語言做兩份語料：受詞永遠在後，以及每句擲硬幣決定受詞在前或在後；後者兩種語序都算對。",
+    ),
+    caption=Said(
+        "Top: BLEU against time; large dots are means over seeds. Bottom: how many words repeat the one before.",
+        "上：BLEU 與時間，大點是各種子的平均。下：與前一個字重複的字所佔的比例。",
+    ),
+    doubt=Said(
+        "One sentence at a time on one core: with large batches on a GPU the gain in time is smaller. Real languages "
+        "have more than two right orders, but rarely so evenly.",
+        "這裡一次只翻一句、只用一個核心；在 GPU 上翻一大批時，省下的時間較少。真實語言的正確說法不只兩種，"
+        "但很少這麼平均。",
+    ),
+    again=(
+        "leeml fit --config configs/hw5_translation/nat_masked.yaml",
+        Said("Mask-predict on HW5's own pairs.", "用 HW5 的句對訓練 mask-predict。"),
+    ),
+    source="Lecture 5 of 2021 (Transformer); Gu et al. 2018, ICLR (arXiv 1711.02281); Ghazvininejad et al. 2019, EMNLP "
+    "(arXiv 1904.09324)",
     code=(
         "modules/hw5_parallel.py:MaskedTranslator",
         "modules/translation/parallel_search.py:mask_predict",
@@ -271,11 +310,9 @@ STUDY = Study(
         "scripts/studies/lab/translation.py:trained",
     ),
     quick=Settings(Size(vocabulary=320, layers=1, epochs=5)),
-    full=Settings(REAL, pairs=0, orders=(1,), iterations=(1, 4, 10)),
+    full=Settings(Size(vocabulary=320, layers=2, epochs=20), pairs=4000, iterations=(1, 4, 10)),
     run=run,
-    judge=judge,
+    statements=STATEMENTS,
     figure=figure,
     table=table,
-    data="hw5_translation",
-    seeds=3,
 )

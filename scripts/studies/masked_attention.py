@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from modules.nets.seq2seq import TransformerSeq2Seq
 from scripts.studies.lab import recorded
-from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, fact, mean_and_spread
+from scripts.studies.lab.statements import Measurements, Said, Statement
+from scripts.studies.lab.study import Study, Table, mean_and_spread
 
 KINDS = {"masked": True, "not masked": False}
 BOS = 0
@@ -119,35 +120,58 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
     return found
 
 
-def above(measurements: list[Measurements], key: str, name: str) -> np.ndarray:
-    """Entries (seeds, pairs) of a matrix above its diagonal: what a later word does to an earlier step."""
-    matrices = np.array([m[key][name] for m in measurements])
-    return matrices[:, *np.triu_indices(matrices.shape[1], 1)]
+def above(found: Measurements, key: str, name: str) -> np.ndarray:
+    """Entries (pairs,) of a matrix above its diagonal: what a later word does to an earlier step."""
+    matrix = np.array(found[key][name])
+    return matrix[np.triu_indices(len(matrix), 1)]
 
 
-def last_losses(measurements: list[Measurements], name: str) -> np.ndarray:
-    """Mean of the last tenth of the losses, one a seed."""
-    losses = np.array([m["losses"][name] for m in measurements])
-    return losses[:, -max(1, losses.shape[1] // 10) :].mean(1)
+def last_loss(found: Measurements, name: str) -> float:
+    """Mean of the last tenth of the losses."""
+    losses = found["losses"][name]
+    return float(np.mean(losses[-max(1, len(losses) // 10) :]))
 
 
-def judge(measurements: list[Measurements]) -> list[Finding]:
-    """With the mask exactly nothing comes from later words; without it they matter, and are what is learned."""
-    prefix = {name: [m["prefix"][name] for m in measurements] for name in KINDS}
-    return [
-        fact("masked: a later word changes no earlier score (largest change)",
-             float(above(measurements, "changes", "masked").max()), 0.0),
-        fact("masked: no gradient comes from a later word (largest norm)",
-             float(above(measurements, "influence", "masked").max()), 0.0),
-        fact("not masked: every earlier score changes (minus the smallest change)",
-             -float(above(measurements, "changes", "not masked").min()), -1e-6),
-        fact("masked: all steps at once give what step by step gives (distance)", max(prefix["masked"]), 1e-10),
-        fact("not masked: they differ (minus the distance)", -min(prefix["not masked"]), -0.01),
-        effect("masked: random words are guessed no better than by chance (1 - loss / log V, up to 0.02)",
-               (last_losses(measurements, "masked") - 1).tolist(), -0.02),
-        effect("not masked: they are read off the input (1 - loss / log V)",
-               (1 - last_losses(measurements, "not masked")).tolist(), 0.5),
-    ]  # fmt: skip
+LARGEST = Said("is the largest change of a score", "（分數最大的變化）")
+LESS = Said("% less loss than by chance", "%（損失比亂猜少）")
+STATEMENTS = (
+    Statement(
+        Said("With the mask a later word changes no earlier score.", "有遮罩時，後面的字不會改變前面的分數。"),
+        lambda found: above(found, "changes", "masked").max(), 0.0, LARGEST, kind="exact",
+    ),
+    Statement(
+        Said("With the mask no gradient comes from a later word.", "有遮罩時，後面的字沒有梯度傳到前面。"),
+        lambda found: above(found, "influence", "masked").max(), 0.0,
+        Said("is the largest norm of a gradient", "（梯度最大的長度）"), kind="exact",
+    ),
+    Statement(
+        Said(
+            "With the mask all steps at once give what step by step gives.",
+            "有遮罩時，一次算完所有位置，與一個一個算的結果相同。",
+        ),
+        lambda found: found["prefix"]["masked"], 1e-10, LARGEST, kind="exact",
+    ),
+    Statement(
+        Said(
+            "Without the mask every later word changes every earlier score.",
+            "沒有遮罩時，每個後面的字都會改變每個前面的分數。",
+        ),
+        lambda found: above(found, "changes", "not masked").min(), 1e-6,
+        Said("is the smallest change of a score", "（分數最小的變化）"),
+    ),
+    Statement(
+        Said("Without the mask all at once and step by step differ.", "沒有遮罩時，一次算完與一個一個算的結果不同。"),
+        lambda found: found["prefix"]["not masked"], 0.01, LARGEST,
+    ),
+    Statement(
+        Said("With the mask random words cannot be guessed.", "有遮罩時，隨機抽的字猜不出來。"),
+        lambda found: 1 - last_loss(found, "masked"), 0.02, LESS, "share", "at most",
+    ),
+    Statement(
+        Said("Without the mask the net reads random words off its input.", "沒有遮罩時，網路直接從輸入抄出隨機的字。"),
+        lambda found: 1 - last_loss(found, "not masked"), 0.5, LESS, "share",
+    ),
+)  # fmt: skip
 
 
 def draw_matrix(axes: Axes, matrix: np.ndarray, norm: LogNorm) -> AxesImage:
@@ -162,21 +186,24 @@ def draw_matrix(axes: Axes, matrix: np.ndarray, norm: LogNorm) -> AxesImage:
 
 def figure(measurements: list[Measurements]) -> Figure:
     """Gradients from word to step with and without the mask, and the loss of guessing random words."""
-    drawn = Figure(figsize=(11, 3.5), layout="constrained")
-    *squares, right = drawn.subplots(1, 3)
+    drawn = Figure(figsize=(8, 7), layout="constrained")
+    grid = drawn.add_gridspec(2, 2, height_ratios=(1.2, 1))
+    squares, below = [drawn.add_subplot(grid[0, column]) for column in range(2)], drawn.add_subplot(grid[1, :])
     matrices = {name: np.array(measurements[0]["influence"][name]) for name in KINDS}
     seen = np.concatenate([matrix[matrix > 0] for matrix in matrices.values()])
     for axes, (name, matrix) in zip(squares, matrices.items(), strict=True):
         image = draw_matrix(axes, matrix, LogNorm(seen.min(), seen.max()))
-        axes.set_title(f"{name}: ‖∂ state i / ∂ word j‖" + (", white: 0" if KINDS[name] else ""), fontsize=10)
-    drawn.colorbar(image, ax=squares, shrink=0.8, ticks=[0.01, 0.03, 0.1, 0.3, 1, 3], format="%g").minorticks_off()
+        axes.set_title(name + (" (white: exactly 0)" if KINDS[name] else ""))
+    bar = drawn.colorbar(image, ax=squares, shrink=0.8, ticks=[0.01, 0.03, 0.1, 0.3, 1, 3], format="%g")
+    bar.minorticks_off()
+    bar.set_label("length of the gradient")
     for name, colour in zip(KINDS, ("tab:blue", "tab:red"), strict=True):
         losses = np.array([m["losses"][name] for m in measurements])
-        right.plot(losses.T, color=colour, alpha=0.2, linewidth=0.6)
-        right.plot(losses.mean(0), color=colour, label=name)
-    right.axhline(1, color="black", linewidth=0.8, linestyle="--", label="chance")
-    right.set(xlabel="step", ylabel="loss / log V", title="guessing random words", ylim=(0, None))
-    right.legend(fontsize=8)
+        below.plot(losses.T, color=colour, alpha=0.2, linewidth=0.6)
+        below.plot(losses.mean(0), color=colour, label=name)
+    below.axhline(1, color="black", linewidth=0.8, linestyle="--", label="chance")
+    below.set(xlabel="training step", ylabel="loss (chance = 1)", title="guessing random words", ylim=(0, None))
+    below.legend(fontsize=9)
     return drawn
 
 
@@ -185,38 +212,56 @@ def table(measurements: list[Measurements]) -> Table:
     rows = [
         [
             name,
-            float(above(measurements, "changes", name).max()),
-            float(above(measurements, "influence", name).max()),
+            max(float(above(m, "changes", name).max()) for m in measurements),
+            max(float(above(m, "influence", name).max()) for m in measurements),
             max(m["prefix"][name] for m in measurements),
-            mean_and_spread(last_losses(measurements, name)),
+            mean_and_spread([last_loss(m, name) for m in measurements]),
         ]
         for name in KINDS
     ]
     return [
         "decoder", "change by a later word, largest", "gradient from one, largest", "at once against step by step",
-        "loss of random words / log V",
+        "loss of random words (chance = 1)",
     ], rows  # fmt: skip
 
 
 STUDY = Study(
     number=15,
-    heading="Masked Self-attention",
-    chinese="遮罩自注意力：不能提前看答案",
-    claim="With the mask no word of the decoder sees a later one, so all steps can be trained at once as if said one "
-    "by one; without it the net reads the answer off its input.",
-    source="Lecture 5 of 2021 (Transformer); Vaswani et al. 2017, NeurIPS (arXiv 1706.03762), section 3.2.3",
-    idea="In training the decoder gets the whole sentence, each word of which is the answer to the step before. What "
-    "may not be seen gets a weight of exactly 0, so its gradient is exactly 0, too: the triangle. Words drawn by "
-    "chance cannot be guessed from those before them, so a loss below log V shows that the answer was seen.",
+    heading=Said("Masked Self-attention", "遮罩自注意力"),
+    lecture=Said(
+        "The decoder says one word after the other, so no word may depend on a later one. In training it gets the "
+        "whole sentence at once, and each word is the answer to the step before. The mask gives all later words a "
+        "weight of exactly 0, so that the answer cannot be copied.",
+        "Decoder 一個字一個字地說，所以每個字不能看後面的字。訓練時它一次拿到整個句子，而每個字正是前一步的答案。"
+        "遮罩讓後面的字權重剛好是 0，答案就抄不到。",
+    ),
     formula="a<sub>ij</sub> = exp(q<sub>i</sub> · k<sub>j</sub> / √d) / Σ<sub>l ≤ i</sub> exp(q<sub>i</sub> · "
     "k<sub>l</sub> / √d) for j ≤ i, else 0 &nbsp; ⇒ &nbsp; ∂ state<sub>i</sub> / ∂ word<sub>j</sub> = 0 for j &gt; i",
-    varies="the mask of the decoder's self-attention; random weights, random words",
+    varies=Said(
+        "The mask of the decoder's self-attention. First nets of random weights: who sees whom? Then nets that learn "
+        "to say random words, which cannot be guessed from those before them.",
+        "Decoder 自注意力的遮罩。先用隨機權重的網路，看誰影響誰；再訓練網路說出隨機抽的字，這些字無法從前面的字猜到。",
+    ),
+    caption=Said(
+        "Top: how much word j moves step i, one net of random weights. Bottom: the loss of random words while "
+        "training; below the dashed line the answer was seen.",
+        "上：第 j 個字對第 i 步的影響（隨機權重）。下：訓練時猜隨機字的損失；低於虛線就表示偷看了答案。",
+    ),
+    doubt=Said(
+        "Nothing is left open where a number is exactly 0. How much a net without the mask copies depends on how long "
+        "it is trained; the last word is never in its input, so a little loss stays.",
+        "剛好是 0 的部分沒有疑問。沒有遮罩時抄多少，取決於訓練多久；最後一個字從不在輸入裡，所以損失不會到 0。",
+    ),
+    again=(
+        "leeml study masked_attention --full",
+        Said("Longer sentences, deeper nets and more steps.", "更長的句子、更深的網路、更多步。"),
+    ),
+    source="Lecture 5 of 2021 (Transformer); Vaswani et al. 2017, NeurIPS (arXiv 1706.03762), section 3.2.3",
     code=("modules/nets/attention.py:MultiHeadAttention.forward", "modules/nets/transformer.py:DecoderLayer"),
     quick=Settings(),
     full=Settings(words=20, d_model=64, layers=3, steps=2000),
     run=run,
-    judge=judge,
+    statements=STATEMENTS,
     figure=figure,
     table=table,
-    seeds=5,
 )

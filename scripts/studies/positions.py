@@ -1,9 +1,6 @@
-"""Positional encoding: without it attention sees a set; which of two symbols came first shows the difference.
+"""Positional encoding: without it attention sees a set; which of two symbols came first shows the difference."""
 
-Settings were changed after looking: with 16 symbols, 250 steps and half the rate the learned positions were still
-being learned when the steps were over; later 240 steps in place of 300, for time.
-"""
-
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,12 +17,13 @@ from modules.hw4_speaker import SpeakerClassifier
 from modules.nets.embedder import Embedder
 from modules.nets.frame_encoders import TransformerFrames
 from modules.nets.positions import Positions
-from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, fact, mean_and_spread
 from scripts.studies.lab.examples import Examples
 from scripts.studies.lab.fit import Curve, fit
+from scripts.studies.lab.statements import Measurements, Said, Statement
+from scripts.studies.lab.study import Study, Table, mean_and_spread
 
 KINDS: tuple[Positions, ...] = get_args(Positions)
-NAMES = {"sinusoidal": "hand-made (sines)", "learned": "learned", "none": "none"}
+NAMES = {"sinusoidal": "sines", "learned": "learned", "none": "none"}
 
 
 @dataclass(frozen=True)
@@ -96,48 +94,71 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
     return found
 
 
-def judge(measurements: list[Measurements]) -> list[Finding]:
-    """Blindness is exact; a twentieth right or wrong counts as a difference."""
-    accuracy = {kind: np.array([m["accuracy"][kind] for m in measurements]) for kind in KINDS}
-    return [
-        fact("without positions the states are reordered as their inputs (largest change)",
-             max(m["states"]["none"] for m in measurements), 1e-12),
-        fact("and what is pooled of them stays the same (largest change)",
-             max(m["pooled"]["none"] for m in measurements), 1e-12),
-        *(effect(f"positions {NAMES[kind]}: it changes (largest change)",
-                 [m["pooled"][kind] for m in measurements], 0.01) for kind in KINDS if kind != "none"),
-        effect("without positions the order is guessed (0.5 - share right, up to 0.05)",
-               (0.5 - accuracy["none"]).tolist(), -0.05),
-        *(effect(f"positions {NAMES[kind]}: the order is seen (share right)", accuracy[kind].tolist(), 0.9)
-          for kind in KINDS if kind != "none"),
-        effect("learned positions do as well as hand-made ones (difference of the shares, up to 0.05)",
-               (accuracy["learned"] - accuracy["sinusoidal"]).tolist(), -0.05),
-    ]  # fmt: skip
+def above_a_guess(kind: str) -> Callable[[Measurements], float]:
+    """Share of new sequences that are right, over one half."""
+    return lambda found: found["accuracy"][kind] - 0.5
+
+
+OF_A_GUESS = Said("percentage points above a guess", "個百分點（比亂猜高）")
+CHANGE = Said("is the largest change", "（最大的變化）")
+STATEMENTS = (
+    Statement(
+        Said(
+            "Without positions, other order of the inputs gives the same states in that order.",
+            "沒有位置編碼時，輸入換順序，各狀態只是跟著換順序。",
+        ),
+        lambda found: found["states"]["none"], 1e-12, CHANGE, kind="exact",
+    ),
+    Statement(
+        Said("Without positions, the mean of the states stays the same.", "沒有位置編碼時，所有狀態的平均完全不變。"),
+        lambda found: found["pooled"]["none"], 1e-12, CHANGE, kind="exact",
+    ),
+    Statement(
+        Said(
+            "Without positions, the net can only guess which symbol came first.",
+            "沒有位置編碼時，哪個符號先出現只能用猜的。",
+        ),
+        above_a_guess("none"), 0.05, OF_A_GUESS, "share", "at most",
+    ),
+    Statement(
+        Said("With sines as positions, it sees which came first.", "用 sin、cos 當位置編碼，就看得出誰先出現。"),
+        above_a_guess("sinusoidal"), 0.4, OF_A_GUESS, "share",
+    ),
+    Statement(
+        Said("With learned positions, it sees which came first.", "用學出來的位置編碼，也看得出誰先出現。"),
+        above_a_guess("learned"), 0.4, OF_A_GUESS, "share",
+    ),
+    Statement(
+        Said("In the end learned positions do as well as sines.", "訓練結束時，學出來的位置編碼與 sin、cos 一樣好。"),
+        lambda found: found["accuracy"]["sinusoidal"] - found["accuracy"]["learned"], 0.05,
+        Said("percentage points fewer right", "個百分點（少答對的）"), "share", "at most",
+    ),
+)  # fmt: skip
 
 
 def figure(measurements: list[Measurements]) -> Figure:
     """Loss while training, share right at the end, and how alike every two positions are."""
-    drawn = Figure(figsize=(11, 6.2), layout="constrained")
-    (left, middle), below = drawn.subplots(2, 2)
+    drawn = Figure(figsize=(8, 7.2), layout="constrained")
+    (left, right), below = drawn.subplots(2, 2)
     colours = dict(zip(KINDS, ("tab:blue", "tab:green", "tab:red"), strict=True))
     for place, kind in enumerate(KINDS):
         curves = np.array([m["curves"][kind] for m in measurements])
         left.plot(curves.T, color=colours[kind], alpha=0.15, linewidth=0.5)
         left.plot(curves.mean(0), color=colours[kind], label=NAMES[kind])
-        shares = np.array([m["accuracy"][kind] for m in measurements])
-        middle.bar(place, shares.mean(), 0.6, color=colours[kind], alpha=0.5)
-        middle.plot(np.full(len(shares), place), shares, "o", color=colours[kind], markersize=4)
-    left.axhline(np.log(2), color="black", linewidth=0.8, linestyle="--")
-    left.set(xlabel="step", ylabel="training loss", title="which of two symbols comes first; dashed: a guess")
-    left.legend(fontsize=8)
-    middle.axhline(0.5, color="black", linewidth=0.8, linestyle="--")
-    middle.set_xticks(range(len(KINDS)), [NAMES[kind] for kind in KINDS])
-    middle.set(ylabel="share right", ylim=(0, 1.05), title="new sequences")
+        shares = 100 * np.array([m["accuracy"][kind] for m in measurements])
+        right.bar(place, shares.mean(), 0.6, color=colours[kind], alpha=0.5)
+        right.plot(np.full(len(shares), place), shares, "o", color=colours[kind], markersize=4)
+    left.axhline(np.log(2), color="black", linewidth=0.8, linestyle="--", label="a guess")
+    left.set(xlabel="step", ylabel="training loss (nats)", title="which of two symbols comes first?")
+    left.legend(fontsize=9)
+    right.axhline(50, color="black", linewidth=0.8, linestyle="--")
+    right.set_xticks(range(len(KINDS)), [NAMES[kind] for kind in KINDS])
+    right.set(ylabel="right (%)", ylim=(0, 105), title="new sequences")
     for axes, kind in zip(below, measurements[0]["alike"], strict=True):
         image = axes.imshow(measurements[0]["alike"][kind], cmap="RdBu_r", vmin=-1, vmax=1, origin="lower")
-        axes.set(xlabel="position", ylabel="position", title=f"{NAMES[kind]}: cosine of every two positions")
+        axes.set(xlabel="position", ylabel="position", title=f"{NAMES[kind]}: how alike two positions are")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        drawn.colorbar(image, ax=axes)
+    drawn.colorbar(image, ax=below, label="cosine")
     return drawn
 
 
@@ -157,24 +178,43 @@ def table(measurements: list[Measurements]) -> Table:
 
 STUDY = Study(
     number=14,
-    heading="Positional Encoding",
-    chinese="位置編碼：人造的與學出來的",
-    claim="Without positions self-attention cannot tell orders apart; with hand-made or learned ones it can, equally "
-    "well.",
+    heading=Said("Positional Encoding", "位置編碼"),
+    lecture=Said(
+        "Attention weighs by content, whatever the distance: put its inputs in another order, and its outputs are the "
+        "same, in that order. So it does not know which word came first. A vector for each place, added to the input, "
+        "tells it; the vector can be made by hand, of sines, or be learned.",
+        "自注意力只看內容，不看距離：輸入換個順序，輸出也只是跟著換順序，所以它不知道哪個字在前面。"
+        "在每個位置加上一個向量，它就知道了；這個向量可以用 sin、cos 人工設計，也可以從資料學出來。",
+    ),
+    formula="f(P X) = P f(X) for every permutation P; x<sub>t</sub> ← x<sub>t</sub> + e<sub>t</sub>, by hand: "
+    "e<sub>t,2i</sub> = sin(t / 10000<sup>2i/d</sup>), e<sub>t,2i+1</sub> = cos(t / 10000<sup>2i/d</sup>)",
+    varies=Said(
+        "HW4's net with sines, with learned positions and without any. Task: symbol 0 and symbol 1 each stand once "
+        "among other symbols; which of the two comes first?",
+        "HW4 的網路，分別用 sin、cos、學出來的位置編碼，以及完全不用。任務：符號 0 和符號 1 各出現一次，"
+        "混在其他符號之間，哪一個在前面？",
+    ),
+    caption=Said(
+        "Top: the loss while training, thin lines are single seeds; and how many new sequences are right. Bottom: "
+        "red squares are positions whose vectors point the same way.",
+        "上：訓練時的損失（細線是各個種子），以及新序列答對的比例。下：紅色代表兩個位置的向量方向相近。",
+    ),
+    doubt=Said(
+        "Twelve places are few. With longer sequences than in training a learned table has no vector at all, and sines "
+        "are often no better.",
+        "這裡的序列很短。比訓練時更長的序列，學出來的表根本沒有向量，而 sin、cos 也常常不夠好。",
+    ),
+    again=(
+        "leeml fit --config configs/hw4_speaker/medium.yaml --model.net.positions none",
+        Said("HW4 without positions: does a speaker's voice need the order?", "HW4 不用位置編碼：認語者需要順序嗎？"),
+    ),
     source="Lecture 5 of 2021 (self-attention); Vaswani et al. 2017, NeurIPS (arXiv 1706.03762), section 3.5, where "
     "both kinds gave nearly identical results",
-    idea="Attention weighs by content, whatever the distance: put its inputs in another order, and its outputs are "
-    "the same, in that order; their mean does not change at all. A vector for each place, added to the input, breaks "
-    "the symmetry. The task: which of two symbols comes first among others.",
-    formula="f(P X) = P f(X) for every permutation P; x<sub>t</sub> ← x<sub>t</sub> + e<sub>t</sub>, hand-made: "
-    "e<sub>t,2i</sub> = sin(t / 10000<sup>2i/d</sup>), e<sub>t,2i+1</sub> = cos(t / 10000<sup>2i/d</sup>)",
-    varies="positions: sines, a learned table, none; HW4's module",
     code=("modules/nets/positions.py:sinusoid", "modules/nets/positions.py:LearnedPositions"),
     quick=Settings(),
     full=Settings(length=64, d_model=64, examples=65536, steps=5000, rate=1e-3),
     run=run,
-    judge=judge,
+    statements=STATEMENTS,
     figure=figure,
     table=table,
-    seeds=5,
 )

@@ -1,15 +1,14 @@
 """Cross-entropy or BLEU: reinforcement learning on BLEU itself, from where cross-entropy has brought a translator.
 
-Changed after looking: a net that can learn the small language by heart leaves nothing to gain, and one that is stopped
-before it has gains by either way; so the net is now too small for it, and trained until cross-entropy has little more
-to give. No label smoothing, as a net so trained is flatter than the cross-entropy that is measured asks for.
+A net that can learn the small language by heart leaves nothing to gain, and one that is stopped before it has gains by
+either way: so the net is too small for it, and is trained until cross-entropy has little more to give. No label
+smoothing, as a net so trained is flatter than the cross-entropy that is measured asks for.
 """
 
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,10 @@ from torch import Tensor
 from datamodules.hw5_translation import TranslationData
 from modules.hw5_translation import Translator
 from modules.objectives import PolicyGradient
-from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
 from scripts.studies.lab.fit import fit
-from scripts.studies.lab.translation import REAL, Size, corpus, judge_translator, small_language, trained, write_pairs
+from scripts.studies.lab.statements import Measurements, Said, Statement
+from scripts.studies.lab.study import Study, Table, mean_and_spread
+from scripts.studies.lab.translation import REAL, Size, corpus, judge_translator, told_once, trained
 
 GOES_ON = "cross-entropy", "policy gradient"
 
@@ -100,12 +100,8 @@ class Watch(Callback):
 
 def run(settings: Settings, seed: int, root: Path) -> Measurements:
     """Either way to go on from the same weights, on pairs of the small language or HW5's."""
-    with TemporaryDirectory() as folder:
-        if settings.pairs:
-            said = small_language(settings.pairs, seed)
-            root = Path(folder)
-            write_pairs(root, [(sentence.source, sentence.last) for sentence in said])
-        return either_way(settings, seed, root)
+    with told_once(settings.pairs, seed, root) as place:
+        return either_way(settings, seed, place)
 
 
 def either_way(settings: Settings, seed: int, root: Path) -> Measurements:
@@ -143,25 +139,43 @@ def chosen(found: Measurements) -> tuple[float, float]:
     return float(by_bleu), float(by_loss)
 
 
-def judge(measurements: list[Measurements]) -> list[Finding]:
-    """Half a point of BLEU and 0.01 nats count as a difference."""
-    words, reward = ({key: curve(measurements, name, key) for key in ("loss", "bleu")} for name in GOES_ON)
-    by_bleu, by_loss = np.array([chosen(m) for m in measurements]).T
-    return [
-        effect("policy gradient raises BLEU (points)", (reward["bleu"][:, -1] - reward["bleu"][:, 0]).tolist(), 0.5),
-        effect("while cross-entropy gets no better by it (rise, from -0.01 nats a token)",
-               (reward["loss"][:, -1] - reward["loss"][:, 0]).tolist(), -0.01),
-        effect("it raises BLEU more than as many steps on cross-entropy (points)",
-               (reward["bleu"][:, -1] - words["bleu"][:, -1]).tolist(), 0.5),
-        effect("on other pairs a checkpoint chosen by BLEU has more of it than one chosen by cross-entropy (points)",
-               (by_bleu - by_loss).tolist(), 0.5),
-    ]  # fmt: skip
+def change(found: Measurements, name: str, key: str) -> float:
+    """Of loss or BLEU from the first look to the last, the mean of both halves."""
+    looks = np.mean(found[name][key], axis=1)
+    return float(looks[-1] - looks[0])
+
+
+WORDS, REWARD = GOES_ON
+POINTS = Said("points of BLEU", "分 BLEU")
+STATEMENTS = (
+    Statement(
+        Said("Policy gradient raises BLEU.", "Policy gradient 提高 BLEU。"),
+        lambda found: change(found, REWARD, "bleu"), 0.5, POINTS,
+    ),
+    Statement(
+        Said("Policy gradient does not lower cross-entropy.", "Policy gradient 不會降低交叉熵。"),
+        lambda found: -change(found, REWARD, "loss"), 0.01, Said("nats a token less", "nats（每個 token 的降幅）"),
+        kind="at most",
+    ),
+    Statement(
+        Said("It raises BLEU more than as many steps on cross-entropy.", "它提高的 BLEU 比同樣步數的交叉熵訓練多。"),
+        lambda found: change(found, REWARD, "bleu") - change(found, WORDS, "bleu"), 0.5, POINTS,
+    ),
+    Statement(
+        Said(
+            "A checkpoint chosen by BLEU has more BLEU on other pairs than one chosen by cross-entropy.",
+            "用 BLEU 選的檢查點，在其他句對上的 BLEU 比用交叉熵選的高。",
+        ),
+        lambda found: chosen(found)[0] - chosen(found)[1], 0.5, POINTS,
+    ),
+)  # fmt: skip
 
 
 def figure(measurements: list[Measurements]) -> Figure:
     """The notes' picture: cross-entropy left, BLEU right of it; and one against the other."""
-    drawn = Figure(figsize=(11.5, 3.6), layout="constrained")
-    *curves, both = drawn.subplots(1, 3)
+    drawn = Figure(figsize=(8, 7), layout="constrained")
+    grid = drawn.add_gridspec(2, 2)
+    curves, both = [drawn.add_subplot(grid[0, column]) for column in range(2)], drawn.add_subplot(grid[1, :])
     for name, colour in zip(GOES_ON, ("tab:blue", "tab:red"), strict=True):
         steps = measurements[0][name]["step"]
         values = {key: curve(measurements, name, key) for key in ("loss", "bleu")}
@@ -176,10 +190,10 @@ def figure(measurements: list[Measurements]) -> Figure:
             [mean[-2] for mean in means],
             arrowprops={"color": colour, "arrowstyle": "->", "lw": 2},
         )
-    curves[0].set(xlabel="step", title="cross-entropy of a token, held out (nats)")
-    curves[1].set(xlabel="step", title="BLEU of greedy translations, held out")
-    both.legend(title="goes on by", fontsize=8, loc="lower left")
-    both.set(xlabel="cross-entropy", ylabel="BLEU", title="one against the other, mean over seeds")
+    curves[0].set(xlabel="step", ylabel="nats a token", title="cross-entropy, held out")
+    curves[1].set(xlabel="step", ylabel="BLEU", title="BLEU, held out")
+    both.legend(title="goes on by", fontsize=9)
+    both.set(xlabel="cross-entropy (nats a token)", ylabel="BLEU", title="one against the other, mean over seeds")
     return drawn
 
 
@@ -199,21 +213,41 @@ def table(measurements: list[Measurements]) -> Table:
 
 STUDY = Study(
     number=19,
-    heading="Cross-entropy and BLEU, Reinforcement Learning",
-    chinese="交叉熵與 BLEU：不能微分，就用強化學習",
-    claim="The lowest cross-entropy is not the highest BLEU: from weights that cross-entropy has trained, policy "
-    "gradient raises BLEU further, while cross-entropy gets no better.",
-    source="Lecture 5 of 2021 (Transformer); Ranzato et al. 2016, ICLR (arXiv 1511.06732); Rennie et al. 2017, CVPR "
-    "(arXiv 1612.00563)",
-    idea="A translator is trained token by token and judged by whole sentences, and BLEU has no gradient. When you do "
-    "not know how to optimise, use reinforcement learning: draw translations, score each by its BLEU, and make those "
-    "likelier that beat the greedy one (self-critical training). Here a translator that is too small to know a small "
-    "made-up language by heart is trained on cross-entropy until that has little more to give; then it goes on either "
-    "way. Checkpoints are chosen on one half of the held-out pairs and judged on the other. "
-    "<code>--full</code> takes HW5's pairs.",
+    heading=Said("Cross-entropy and BLEU, Reinforcement Learning", "交叉熵與 BLEU、強化學習"),
+    lecture=Said(
+        "A translator is trained token by token on cross-entropy, but judged by whole sentences, and the lowest "
+        "cross-entropy is not the highest BLEU. BLEU has no gradient. When you do not know how to optimise, use "
+        "reinforcement learning: draw translations, and make those likelier that beat the greedy one.",
+        "翻譯模型逐字訓練交叉熵，卻以整句評分，而交叉熵最低不等於 BLEU 最高。BLEU 不能微分。「不知道怎麼最佳化，"
+        "就用強化學習」："
+        "抽樣幾個翻譯，提高勝過 greedy 結果者的機率。",
+    ),
     formula="∇E[r] = E[(r(ỹ) − r(ŷ)) ∇log P(ỹ | x)], ỹ drawn from P sharpened (each word by P<sup>1/τ</sup>, τ = ½), "
     "ŷ the greedy output, r = BLEU of the sentence, smoothed; of the loss 2 % is cross-entropy",
-    varies="the loss of the second training; the same weights at first, the same batches, rate and steps",
+    varies=Said(
+        "The loss of a second training. A translator too small to know a small made-up language by heart is trained "
+        "on cross-entropy until that has little more to give; then it goes on by cross-entropy or by policy gradient "
+        "(self-critical training), from the same weights, with the same batches and steps. <code>--full</code> takes "
+        "HW5's pairs.",
+        "第二次訓練的損失。先讓一個太小、記不住整個小語言的翻譯器用交叉熵訓練到幾乎不再進步，再從同樣的權重、"
+        "用同樣的批次與步數，"
+        "繼續訓練交叉熵，或改用 policy gradient（self-critical training）。<code>--full</code> 用 HW5 的句對。",
+    ),
+    caption=Said(
+        "Top: cross-entropy and BLEU while it goes on, thin lines are single seeds. Bottom: one against the other; "
+        "arrows show the way.",
+        "上：繼續訓練時的交叉熵與 BLEU（細線是各個種子）。下：兩者的關係，箭頭是訓練的方向。",
+    ),
+    doubt=Said(
+        "BLEU is not what people mean by a good translation. A net that has room for everything gains less.",
+        "BLEU 高不等於人覺得翻得好。容量足夠的網路，進步會比較少。",
+    ),
+    again=(
+        "leeml fit --config configs/hw5_translation/self_critical.yaml --model.start RUN",
+        Said("Go on from a run of your own on HW5's pairs.", "從自己在 HW5 訓練的結果繼續。"),
+    ),
+    source="Lecture 5 of 2021 (Transformer); Ranzato et al. 2016, ICLR (arXiv 1511.06732); Rennie et al. 2017, CVPR "
+    "(arXiv 1612.00563)",
     code=(
         "modules/objectives.py:PolicyGradient",
         "modules/translation/rewards.py:SentenceReward",
@@ -226,9 +260,8 @@ STUDY = Study(
     ),
     full=Settings(REAL, pairs=0, max_tokens=1024, steps=600, rate=5e-5),
     run=run,
-    judge=judge,
+    statements=STATEMENTS,
     figure=figure,
     table=table,
     data="hw5_translation",
-    seeds=5,
 )

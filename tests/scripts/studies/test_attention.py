@@ -1,5 +1,6 @@
 """Studies 13 to 15, 17, 18: what they compute, against closed forms and other code; each of them run while tiny."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +17,6 @@ from torch.nn import functional as F
 from modules.hw4_speaker import SpeakerClassifier
 from modules.nets.frame_encoders import TransformerFrames
 from modules.nets.routing import MixedRouting
-from modules.translation.parallel_search import cut
-from modules.translation.search import greedy
 from scripts.studies import attention_as_cnn, cross_attention, masked_attention, positions, scheduled_sampling
 from scripts.studies.lab import machine
 from scripts.studies.lab.examples import Examples
@@ -239,39 +238,8 @@ def test_judging_is_sacrebleu_s_and_the_mean_of_all_tokens(translator, monkeypat
     assert found.loss == pytest.approx(float(sum(losses)) / count, rel=1e-4)
 
 
-def test_going_on_from_nothing_is_greedy_search(translator, batch):
-    module, source = translator[0], batch[0]
-    wanted = [best.tokens for (best,) in greedy([module.net], source, source != 0, module.ends)]
-    memory, start = module.net.encode(source, source != 0), torch.full_like(source[:, :1], module.ends.bos)
-    said = scheduled_sampling.go_on(module, memory, start, max(map(len, wanted)))
-    ended = [cut(line, module.ends.eos) for line in said.tolist()]
-    assert [line[: len(other)] for line, other in zip(ended, wanted, strict=True)] == wanted
-
-
-@given(seed=seeds, at=st.integers(1, 4))
-def test_a_wrong_word_is_another_one_of_the_pool(seed, at):
-    generator = torch.Generator().manual_seed(seed)
-    target = torch.randint(4, 40, (20, 6), generator=generator)
-    wrong = scheduled_sampling.wrong_words(target, at, target.flatten(), generator)
-    assert (wrong != target[:, at - 1]).all()
-    assert set(wrong.tolist()) <= set(target.flatten().tolist())
-
-
-def test_a_wrong_word_does_nothing_to_who_does_not_read(translator, monkeypatch):
-    module, data, _ = translator
-    settings = scheduled_sampling.Settings(SMALL, distance=5)
-    reads = scheduled_sampling.after_a_wrong_word(settings, module, data, 0)
-    assert len(reads["loss"]) == len(reads["right"]) == 5
-    assert max(abs(rise) for rise in reads["loss"]) > 0.01
-    embed = module.net.embed
-    monkeypatch.setattr(module.net, "embed", lambda words: 0 * embed(words))
-    blind = scheduled_sampling.after_a_wrong_word(settings, module, data, 0)
-    assert blind["loss"] == blind["right"] == [0] * 5
-    assert blind["clean"] == blind["corrupted"]
-
-
 def test_the_mix_is_what_the_decoder_learned(few_pairs):
-    found = cross_attention.run(cross_attention.Settings(SMALL), 0, few_pairs)
+    found = cross_attention.run(cross_attention.Settings(SMALL, pairs=0), 0, few_pairs)
     mix = np.array(found["mix"])
     assert mix.shape == (2, 2)
     np.testing.assert_allclose(mix.sum(1), 1, rtol=1e-5)
@@ -283,18 +251,101 @@ def test_the_mix_is_what_the_decoder_learned(few_pairs):
     assert cross_attention.figure([found, other]), "seeds may differ by a batch"
 
 
+def test_steps_are_counted_until_the_mean_loss_has_fallen(monkeypatch):
+    monkeypatch.setattr(cross_attention, "WINDOW", 2)
+    assert cross_attention.steps_until([4.0, 0.5, 3.0, 1.0, 0.9, 0.1], 1.0) == 5
+    assert cross_attention.steps_until([4.0, 3.0, 2.0], 1.0) == 3
+
+
+# 18 scheduled sampling
+
+
+def tiny_walks(**changes):
+    return scheduled_sampling.Settings(**{"rooms": 4, "length": 6, "width": 8, "heads": 2, "steps": 3} | changes)
+
+
+def test_the_best_guess_is_bayes_rule_by_enumeration():
+    settings = tiny_walks(length=4, hidden=0.4)
+    torch.manual_seed(0)
+    told, _ = scheduled_sampling.walks(settings, 40)
+    best = scheduled_sampling.best_guesses(settings, told)
+    for row in range(40):
+        weights = np.zeros((4, settings.rooms))  # (step, room)
+        for moves in itertools.product(range(3), repeat=4):
+            room, chance = 0, 1.0
+            for t, move in enumerate(moves):
+                seen, sign = divmod(int(told[row, t]), settings.rooms)
+                room = (room + move - 1) % settings.rooms
+                chance *= settings.hidden if seen == 3 else (1 - settings.hidden) * (seen == move)
+                chance *= settings.signs * (sign == room) + (1 - settings.signs) / settings.rooms
+                weights[t, room] += chance  # of a prefix as often as it has ends
+        for t in range(4):
+            assert weights[t, best[row, t]] == pytest.approx(weights[t].max())
+
+
+def test_what_is_told_is_as_true_as_it_should_be():
+    settings = tiny_walks(hidden=0.3, signs=0.6)
+    torch.manual_seed(1)
+    told, rooms = scheduled_sampling.walks(settings, 4000)
+    seen, sign = told // settings.rooms, told % settings.rooms
+    steps = F.pad(rooms, (1, 0)).diff(dim=1)
+    known = seen < 3
+    assert ((steps - (seen - 1))[known] % settings.rooms == 0).all()
+    assert float((~known).double().mean()) == pytest.approx(0.3, abs=0.01)
+    assert float((sign == rooms).double().mean()) == pytest.approx(0.6 + 0.4 / 4, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", scheduled_sampling.SAMPLERS)
+def test_going_on_step_by_step_is_decoding_what_was_said(kind):
+    settings = tiny_walks()
+    torch.manual_seed(0)
+    net = scheduled_sampling.new_net(settings, kind).eval()
+    told, rooms = scheduled_sampling.walks(settings, 5)
+    given = scheduled_sampling.before(settings, rooms)[:, :3]
+    said = scheduled_sampling.by_itself(net, told, given)
+    with torch.no_grad():
+        again = net(told, torch.cat([given, said[:, 2:-1]], 1)).argmax(2)
+    assert said.shape == rooms.shape
+    assert torch.equal(again, said)
+
+
+def test_a_wrong_answer_costs_nothing_to_who_does_not_read(monkeypatch):
+    settings = tiny_walks(wrong_at=2)
+    torch.manual_seed(0)
+    net = scheduled_sampling.new_net(settings, "recurrent").eval()
+    held_out = scheduled_sampling.walks(settings, 50)
+    assert len(scheduled_sampling.judged(settings, net, held_out)["wrong"]) == 4
+    monkeypatch.setattr(net, "embed", lambda target: torch.zeros(*target.shape, settings.width))
+    blind = scheduled_sampling.judged(settings, net, held_out)
+    assert blind["wrong"] == blind["correct"]
+    assert blind["truth"] == blind["own"]
+
+
+def test_a_net_learns_to_walk():
+    settings = tiny_walks(width=16, steps=150, rate=0.01, hidden=0.1)
+    torch.manual_seed(0)
+    found = scheduled_sampling.judged(
+        settings,
+        scheduled_sampling.trained(settings, "recurrent", scheduled_sampling.SCHEDULED),
+        scheduled_sampling.walks(settings, 200),
+    )
+    assert found["own"] > 0.7
+    best = scheduled_sampling.best_guesses(settings, (walks := scheduled_sampling.walks(settings, 2000)).told)
+    assert float((best == walks.rooms).double().mean()) > found["own"] - 0.05
+
+
 # all of them, end to end
 
 TINY = {
     "attention_as_cnn": {"sizes": (16, 32), "judged": 20, "steps": 3, "d_model": 8, "heads": 2, "channels": (4,)},
     "positions": {"length": 5, "d_model": 8, "heads": 2, "examples": 40, "judged": 20, "steps": 3},
     "masked_attention": {"vocabulary": 6, "words": 4, "d_model": 8, "heads": 2, "steps": 5},
-    "cross_attention": {"size": SMALL},
-    "scheduled_sampling": {"size": SMALL},
+    "cross_attention": {"size": SMALL, "pairs": 120},
+    "scheduled_sampling": {"rooms": 4, "length": 8, "width": 8, "heads": 2, "steps": 4, "judged": 20},
 }
 
 
-@pytest.mark.parametrize("name", ["attention_as_cnn", "cross_attention", "scheduled_sampling"])
+@pytest.mark.parametrize("name", ["attention_as_cnn", "cross_attention"])
 def test_nets_take_their_accelerator(name, few_pairs):
     other = {"size": replace(SMALL, accelerator="abacus")} if "size" in TINY[name] else {"accelerator": "abacus"}
     study = machine.load(name)
@@ -308,7 +359,7 @@ def test_a_study_runs_is_judged_drawn_and_told(name, few_pairs, monkeypatch, tmp
     study = machine.load(name)
     tiny = replace(study.quick, **TINY[name])
     found = ran_study(name, tiny, few_pairs)
-    if name in ("positions", "masked_attention"):
+    if name in ("positions", "masked_attention", "scheduled_sampling"):
         with machine.seeded(0):
             again = study.run(tiny, 0, few_pairs)
         assert again == found[0], "a seed tells all"
