@@ -233,6 +233,9 @@ def test_other_settings_or_code_are_measured_anew(toy, counter):
     assert runs(lab / "deep.py", "x: int = 2\n") == 1
     assert runs(lab / "deep.py", "x: int = 2\nz = 3\n") == 0
     assert runs(lab / "stranger.py", "") == 0
+    other = "from scripts.studies.lab import deep\ndef run():\n    return deep.z\n"
+    assert runs(own, other) == 1
+    assert runs(lab / "deep.py", "x: int = 2\nz = 4\n") == 1, "all of a module that is imported itself"
     assert runs(toy / "code.py", (toy / "code.py").read_text() + "# changed\n") == 1
 
 

@@ -74,8 +74,14 @@ def measuring_code(project: Path, place: str, name: str = "run") -> dict[str, st
         nodes = ast.parse((project / place).read_text(encoding="utf-8")).body
         for node in nodes:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scripts.studies."):
-                other = f"{(node.module or '').replace('.', '/')}.py"
-                left += [(other, known.name) for known in node.names if name == (known.asname or known.name)]
+                other = (node.module or "").replace(".", "/")
+                for known in node.names:
+                    if name == (known.asname or known.name):
+                        whole = f"{other}/{known.name}.py"  # where a module itself is imported, all of it counts
+                        if (project / whole).is_file():
+                            found[f"{whole}:"] = ast.dump(ast.parse((project / whole).read_text(encoding="utf-8")))
+                        else:
+                            left.append((f"{other}.py", known.name))
             elif name in bound(node):
                 found[f"{place}:{name}"] = ast.dump(node)
                 left += [(place, used.id) for used in ast.walk(node) if isinstance(used, ast.Name) and used.id != name]
