@@ -299,8 +299,8 @@ def test_arrival_is_where_a_path_stays():
 
 def test_a_late_jump_is_measured_from_one_per_cent_of_the_start():
     heights = [1.0, 0.5, 0.005, 0.001, 0.1, 0.01]
-    assert adaptive_rates.late_jump(torch.tensor([[0.0, h] for h in heights])) == pytest.approx(1)
-    assert adaptive_rates.late_jump(torch.tensor([[0.0, 1.0], [0.0, 0.5]])) == 0
+    assert adaptive_rates.late_jump(torch.tensor([[0.0, h] for h in heights])) == pytest.approx(10)
+    assert adaptive_rates.late_jump(torch.tensor([[0.0, 1.0], [0.0, 0.5]])) == 1
 
 
 # all of them, end to end
