@@ -254,14 +254,14 @@ STATEMENTS = (
     Statement(
         Said(
             "The lecture's Adagrad, a mean under the root, explodes late: across the valley it gets back to more than "
-            "10 % of its start, after it was below 1 %.",
-            "課堂上的 Adagrad（根號裡是平均）後期會爆開：橫向距離降到起點的 1 % 以下之後，又回到 10 % 以上。",
+            "5 % of its start, after it was below 1 %.",
+            "課堂上的 Adagrad（根號裡是平均）後期會爆開：橫向距離降到起點的 1 % 以下之後，又回到 5 % 以上。",
         ),
-        lambda found: found["jump"]["constant rate"], 10, Said("% of the start", "%（相對於起點）"), "ratio",
+        lambda found: found["jump"]["constant rate"], 5, Said("% of the start", "%（相對於起點）"), "ratio",
     ),
     Statement(
-        Said("A falling rate makes that jump less than a tenth.", "讓學習率遞減，這個跳動不到原來的十分之一。"),
-        lambda found: found["jump"]["constant rate"] / found["jump"]["falling rate"], 10,
+        Said("A falling rate makes that jump less than a fifth.", "讓學習率遞減，這個跳動不到原來的五分之一。"),
+        lambda found: found["jump"]["constant rate"] / found["jump"]["falling rate"], 5,
         Said("times less far", "倍的縮小"), "ratio",
     ),
 )  # fmt: skip

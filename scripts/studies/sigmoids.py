@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from modules.nets.mlp import MLP
-from scripts.studies.lab import recorded
+from scripts.studies.lab.recorded import sigmoids
 from scripts.studies.lab.statements import Measurements, Said, Statement
 from scripts.studies.lab.study import Study, Table, across, mean_and_spread
 
@@ -83,7 +83,7 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
             with torch.no_grad():
                 said = net(x.view(1, -1, 1)).view(-1)
             largest.append(float((said - y).abs().max()))
-            found["parts"][way][str(count)] = recorded.sigmoids(net)
+            found["parts"][way][str(count)] = sigmoids(net)
             if way == "built" and count in settings.counts[1:3]:
                 found["curves"][str(count)] = said.tolist()
         found[way] = largest

@@ -23,7 +23,10 @@ pytestmark = pytest.mark.slow
 seeds = st.integers(0, 10**6)
 
 TINY = {
-    "warmup": {"layers": 2, "d_model": 8, "rates": (1e-3, 1e-2), "warmup": 2, "epochs": 1, "sequences": 2, "first": 2},
+    "warmup": {
+        "layers": 2, "d_model": 8, "rates": (1e-3, 1e-2), "warmup": 2, "epochs": 1, "sequences": 2, "first": 2,
+        "deep": 3,
+    },
     "batch_norm": {
         "hidden": (8,), "rates": (0.1, 1.0), "deep": (4, 4), "window": 1, "epochs": 1, "every": 2, "judged": 100,
         "examples": 2, "companies": 3,
