@@ -23,9 +23,11 @@ from modules.nets.attention import MultiHeadAttention
 from modules.nets.cnn import CNN
 from modules.nets.frame_encoders import TransformerFrames
 from modules.nets.pooling import MeanPooling
-from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, across, effect, fact, mean_and_spread
 from scripts.studies.lab.examples import Examples
 from scripts.studies.lab.fit import fit
+from scripts.studies.lab.signs import made_images, sign_facts
+from scripts.studies.lab.statements import Measurements, Said, Statement
+from scripts.studies.lab.study import Study, Table, across, mean_and_spread
 
 NETS = ("CNN", "self-attention")
 JUDGED_TRAIN = 1000  # training images that are judged, too, at most
@@ -33,23 +35,36 @@ JUDGED_TRAIN = 1000  # training images that are judged, too, at most
 
 @dataclass(frozen=True)
 class Settings:
-    """Images: made ones, or photos of food; numbers of examples; both nets; steps for all."""
+    """Images, both nets, and steps for all.
 
-    sizes: tuple[int, ...] = (64, 512, 4096)
-    judged: int = 1000
-    photos: bool = False
+    Args:
+        sizes, judged: Numbers of made images to train on, and how many others judge.
+        side, patch, steps: Of made images, in pixels; and of fits on them.
+        photos, photo_side, photo_patch, photo_steps: The same of HW3's photos, of which the rest judges.
+        d_model, heads, layers: Of the Transformer.
+        channels: Of the CNN.
+        batch_size, rate: Of all fits.
+        sharpness: Of the nine heads.
+        accelerator: See `fit`.
+    """
+
+    sizes: tuple[int, ...] = (64, 4096)
+    judged: int = 500
     side: int = 9
     patch: int = 3
+    steps: int = 250
+    photos: int = 200
+    photo_side: int = 16
+    photo_patch: int = 4
+    photo_steps: int = 80
     d_model: int = 32
     heads: int = 4
     layers: int = 2
     channels: tuple[int, ...] = (16, 32)
-    steps: int = 250
     batch_size: int = 128
     rate: float = 3e-3
     sharpness: tuple[float, ...] = (0.5, 1, 2, 5, 10, 20, 50)
     accelerator: str = "cpu"
-    """See `fit`."""
 
 
 # a convolution made of heads
@@ -129,21 +144,6 @@ class PatchTransformer(nn.Module):
         return self.last(self.pool(self.encoder(patches)))
 
 
-def made_images(count: int, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Bytes (N, 3, S, S) and classes (N,): one of 8 signs of 5 x 5 pixels somewhere in noise, in some colour."""
-    signs = torch.rand(8, 5, 5, generator=torch.Generator().manual_seed(0)) < 0.5  # the same for all
-    y = torch.randint(8, (count,), generator=generator)
-    places = torch.randint(side - 4, (2, count), generator=generator)
-    image = torch.zeros(count, side, side)
-    rows = torch.arange(count)
-    for i in range(5):
-        for j in range(5):
-            image[rows, places[0] + i, places[1] + j] = signs[y, i, j].float()
-    colour = 80 + 80 * torch.rand(count, 3, 1, 1, generator=generator)
-    noise = 50 + 25 * torch.randn(count, 3, side, side, generator=generator)
-    return (noise + colour * image.unsqueeze(1)).clamp(0, 255).byte(), y
-
-
 MadeData = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], dict[str, Any]]
 
 
@@ -151,18 +151,12 @@ def made_split(settings: Settings, seed: int) -> MadeData:
     """Images and classes to train on, others to judge by, and facts for the module."""
     generator = torch.Generator().manual_seed(seed)
     x, y = made_images(max(settings.sizes), settings.side, generator)
-    pixels = x.double() / 255
-    facts = {
-        "classes": [str(number) for number in range(8)],
-        "mean": pixels.mean((0, 2, 3)).float(),
-        "deviation": pixels.std((0, 2, 3)).float(),
-    }
-    return (x, y), made_images(settings.judged, settings.side, generator), facts
+    return (x, y), made_images(settings.judged, settings.side, generator), sign_facts(x)
 
 
 def photo_split(settings: Settings, seed: int, root: Path) -> MadeData:
     """The same of HW3's photos; those to train on in an order by chance."""
-    data = FoodData(str(root), image_size=settings.side)
+    data = FoodData(str(root), image_size=settings.photo_side)
     data.setup("fit")
     held = data.chosen_folds()[0]
     train = torch.from_numpy(np.random.default_rng(seed).permutation(held.train))
@@ -179,119 +173,181 @@ def share_right(module: FoodClassifier, x: Tensor, y: Tensor) -> float:
     return float((said == y).double().mean())
 
 
+def shares_right(settings: Settings, seed: int, images: MadeData, size: int, photos: bool) -> Measurements:
+    """Both nets after a fit on so many images: share right of new ones and of their own, and their parameters."""
+    (x, y), (new, answers), facts = images
+    side, patch = (settings.photo_side, settings.photo_patch) if photos else (settings.side, settings.patch)
+    nets: dict[str, Callable[..., nn.Module]] = {
+        "CNN": partial(CNN, channels=settings.channels, hidden=()),
+        "self-attention": partial(
+            PatchTransformer, side=side, patch=patch, d_model=settings.d_model, heads=settings.heads,
+            layers=settings.layers,
+        ),
+    }  # fmt: skip
+    found: Measurements = {"new": {}, "own": {}, "parameters": {}, "size": min(size, len(y))}
+    for name, net in nets.items():
+        torch.manual_seed(seed)
+        module = FoodClassifier(partial(torch.optim.AdamW, lr=settings.rate, fused=True), net)
+        module.expect(facts)
+        steps = settings.photo_steps if photos else settings.steps
+        data = Examples(x[:size], y[:size], steps, settings.batch_size, seed)
+        fit(module, data, 1, [WarmupScheduler("cosine", warmup=0.1)], settings.accelerator)
+        found["new"][name] = share_right(module, new, answers)
+        found["own"][name] = share_right(module, x[:size][:JUDGED_TRAIN], y[:size][:JUDGED_TRAIN])
+        found["parameters"][name] = sum(p.numel() for p in module.parameters())
+    return found
+
+
 def run(settings: Settings, seed: int, root: Path) -> Measurements:
     """How far nine heads are from a convolution, and the accuracy of both nets by number of examples."""
     image, kernel = torch.randn(3, 9, 9).double(), torch.randn(4, 3, 3, 3).double()
     wanted = F.conv2d(image[None], kernel, padding=1)[0]
-    found: Measurements = {
+    made = made_split(settings, seed)
+    return {
         "apart": [float((convolved(image, kernel, a) - wanted).abs().max()) for a in settings.sharpness],
         "sharpness": list(settings.sharpness),
-        "sizes": list(settings.sizes),
-        "accuracy": {name: [] for name in NETS},
-        "train": {name: [] for name in NETS},
-        "parameters": {},
+        "shown": made[0][0][:8].tolist(),
+        "signs": [shares_right(settings, seed, made, size, False) for size in settings.sizes],
+        "photos": shares_right(settings, seed, photo_split(settings, seed, root), settings.photos, True),
     }
-    (x, y), (new, answers), facts = photo_split(settings, seed, root) if settings.photos else made_split(settings, seed)
-    found["shown"] = x[:18].tolist()
-    nets: dict[str, Callable[..., nn.Module]] = {
-        "CNN": partial(CNN, channels=settings.channels, hidden=()),
-        "self-attention": partial(
-            PatchTransformer, side=settings.side, patch=settings.patch, d_model=settings.d_model,
-            heads=settings.heads, layers=settings.layers,
+
+
+def ahead(found: Measurements) -> float:
+    """By how much larger a share of new images the CNN names right."""
+    return found["new"]["CNN"] - found["new"]["self-attention"]
+
+
+OF_IMAGES = Said("percentage points more of the images right", "個百分點的圖片")
+STATEMENTS = (
+    Statement(
+        Said(
+            "Nine heads that each look at one neighbour give exactly the output of a 3 x 3 convolution.",
+            "九個 head 各看一個鄰居，輸出就與 3 x 3 卷積完全相同。",
         ),
-    }  # fmt: skip
-    for size in settings.sizes:
-        for name, net in nets.items():
-            torch.manual_seed(seed)
-            module = FoodClassifier(partial(torch.optim.AdamW, lr=settings.rate, fused=True), net)
-            module.expect(facts)
-            data = Examples(x[:size], y[:size], settings.steps, settings.batch_size, seed)
-            fit(module, data, 1, [WarmupScheduler("cosine", warmup=0.1)], settings.accelerator)
-            found["accuracy"][name].append(share_right(module, new, answers))
-            found["train"][name].append(share_right(module, x[:size][:JUDGED_TRAIN], y[:size][:JUDGED_TRAIN]))
-            found["parameters"][name] = sum(p.numel() for p in module.parameters())
-    return found
-
-
-def judge(measurements: list[Measurements]) -> list[Finding]:
-    """The equality is exact; 2 of 100 images count as a difference, and 5 as still near."""
-    first = measurements[0]
-    cnn, attention = (np.array([m["accuracy"][name] for m in measurements]) for name in NETS)
-    gap = cnn - attention  # (seeds, sizes)
-    least, most = first["sizes"][0], first["sizes"][-1]
-    return [
-        fact("nine heads give the output of a 3 x 3 convolution (largest distance)",
-             float(across(measurements, "apart")[:, -1].max()), 1e-12),
-        effect(f"with {least} examples the CNN is right more often (share)", gap[:, 0].tolist(), 0.02),
-        effect(f"with {most} attention has caught up some of it (change of the gap)",
-               (gap[:, 0] - gap[:, -1]).tolist(), 0.02),
-        effect(f"with {most} it is as good as the CNN (share right, up to 0.05 less)", (-gap[:, -1]).tolist(), -0.05),
-    ]  # fmt: skip
+        lambda found: found["apart"][-1], 1e-12, Said("apart", "的距離"), kind="exact",
+    ),
+    Statement(
+        Said(
+            "With few images to learn from, the CNN names more new images right than self-attention.",
+            "訓練圖片很少時，CNN 認對的新圖片比自注意力多。",
+        ),
+        lambda found: ahead(found["signs"][0]), 0.02, OF_IMAGES, "share",
+    ),
+    Statement(
+        Said(
+            "The more images there are, the smaller is the CNN's lead.",
+            "訓練圖片越多，CNN 領先得越少。",
+        ),
+        lambda found: ahead(found["signs"][0]) - ahead(found["signs"][-1]), 0.02,
+        Said("percentage points of lead lost", "個百分點的領先消失"), "share",
+    ),
+    Statement(
+        Said(
+            "With the most images self-attention is at most 5 percentage points behind.",
+            "圖片最多時，自注意力最多只落後 5 個百分點。",
+        ),
+        lambda found: ahead(found["signs"][-1]), 0.05, Said("percentage points behind", "個百分點的落後"), "share",
+        "at most",
+    ),
+    Statement(
+        Said(
+            "On HW3's photos, which are few, the CNN names more new ones right.",
+            "HW3 的照片不多，CNN 認對的新照片比較多。",
+        ),
+        lambda found: ahead(found["photos"]), 0.02, OF_IMAGES, "share",
+    ),
+)  # fmt: skip
 
 
 def figure(measurements: list[Measurements]) -> Figure:
     """Where the nine heads look, how near they come to a convolution, some images, and accuracy by examples."""
-    drawn = Figure(figsize=(10, 7), layout="constrained")
-    parts: Any = drawn.subfigures(2, 2, height_ratios=[1.1, 1.4])
+    drawn = Figure(figsize=(8, 8), layout="constrained")
+    parts: Any = drawn.subfigures(2, 2, height_ratios=[1, 1.2])
     (looks, pictures), bottom = parts
     first = measurements[0]
-    looks.suptitle("where nine heads look for the pixel at +, a = 1", fontsize=10)
+    looks.suptitle("where nine heads look for the pixel +", fontsize=11)
     scores = quadratic_scores(7, 7, heads_of(torch.zeros(1, 1, 3, 3))[1], 1.0)
     for axes, weights in zip(looks.subplots(3, 3).flat, scores.softmax(-1)[:, 24], strict=True):
         axes.imshow(weights.view(7, 7), cmap="viridis", vmin=0)
         axes.plot(3, 3, "+", color="white")
         axes.set(xticks=[], yticks=[])
-    pictures.suptitle("some training images", fontsize=10)
-    for axes, image in zip(pictures.subplots(3, 6).flat, first["shown"], strict=True):
+    pictures.suptitle("images to learn from: a sign in noise", fontsize=11)
+    for axes, image in zip(pictures.subplots(2, 4).flat, first["shown"], strict=True):
         axes.imshow(np.array(image).transpose(1, 2, 0))
         axes.set_axis_off()
     left, right = (part.subplots() for part in bottom)
     left.loglog(first["sharpness"], across(measurements, "apart").T, "o-", color="tab:purple", alpha=0.6)
-    left.set(xlabel="sharpness a", ylabel="largest distance", title="nine heads against F.conv2d (float64)")
+    left.set(xlabel="sharpness a of the heads", ylabel="largest distance", title="nine heads and a convolution")
     left.set_xticks(first["sharpness"], [f"{a:g}" for a in first["sharpness"]])
     left.tick_params(axis="x", which="minor", bottom=False)
+    sizes = [found["size"] for found in first["signs"]]
     for name, colour in zip(NETS, ("tab:blue", "tab:red"), strict=True):
-        values = np.array([m["accuracy"][name] for m in measurements])
-        right.plot(first["sizes"], values.T, color=colour, alpha=0.25, linewidth=0.8)
-        right.plot(first["sizes"], values.mean(0), "o-", color=colour, label=name)
-    right.set(xscale="log", xlabel="training images", ylabel="share right", title="new images, after as many steps")
-    right.set_xticks(first["sizes"], [f"{size:,}" for size in first["sizes"]])
+        values = 100 * np.array([[found["new"][name] for found in m["signs"]] for m in measurements])
+        right.errorbar(sizes, values.mean(0), values.std(0), fmt="o-", color=colour, capsize=3, label=name)
+        photos = 100 * np.array([m["photos"]["new"][name] for m in measurements])
+        right.errorbar([first["photos"]["size"]], photos.mean(), photos.std(), fmt="*", color=colour, markersize=11,
+                       capsize=3, label=f"{name}, photos")  # fmt: skip
+    right.set(xscale="log", xlabel="images to learn from", ylabel="new images right (%)", title="few and many images")
+    right.set_xticks(sizes, [f"{size:,}" for size in sizes])
     right.tick_params(axis="x", which="minor", bottom=False)
-    right.legend()
+    right.legend(fontsize=9)
     return drawn
 
 
 def table(measurements: list[Measurements]) -> Table:
     """Share of new and of training images right by number of the latter."""
-    rows = [
-        [
-            name,
-            measurements[0]["parameters"][name],
-            kind,
-            *(mean_and_spread(values) for values in np.array([m[key][name] for m in measurements]).T),
-        ]
-        for name in NETS
-        for kind, key in (("new", "accuracy"), ("its own", "train"))
-    ]
-    sizes = measurements[0]["sizes"]
-    return ["net", "parameters", "right on images", *(f"{size:,} to train on" for size in sizes)], rows
+    rows: list[list[Any]] = []
+    first = measurements[0]
+    for name in NETS:
+        for kind in ("new", "own"):
+            signs = np.array([[found[kind][name] for found in m["signs"]] for m in measurements])
+            photos = [m["photos"][kind][name] for m in measurements]
+            count = first["signs"][0]["parameters"][name]
+            rows.append([name, count, kind, *map(mean_and_spread, signs.T), mean_and_spread(photos)])
+    sizes = [f"{found['size']:,} signs" for found in first["signs"]]
+    return ["net", "parameters", "share right of images", *sizes, f"{first['photos']['size']:,} photos"], rows
 
 
 STUDY = Study(
     number=13,
-    heading="Multi-head Self-attention is CNN Pro Max",
-    chinese="多頭自注意力是 CNN 的加強版",
-    claim="Nine heads with relative positions make any 3 x 3 convolution; as attention can do more, the CNN wins with "
-    "little data, and attention catches up with more.",
-    source="Lecture 4 of 2021 (self-attention); Cordonnier et al. 2020, ICLR (arXiv 1911.03584), theorem 1; "
-    "Dosovitskiy et al. 2021, ICLR (arXiv 2010.11929)",
-    idea="A head whose scores depend on the distance alone, and sharply, fetches the pixel at one place of the kernel "
-    "for all pixels at once; the output projection multiplies it with the weights there. Less sharp or moved, it "
-    "looks at other ranges than a square: what a CNN is given, attention must learn. The images are made for the "
-    "study; <code>--full</code> takes HW3's photos.",
+    heading=Said("Multi-head Self-attention is CNN Pro Max", "多頭自注意力是 CNN 的加強版"),
+    lecture=Said(
+        "A neuron of a CNN sees a small square that people have chosen. Self-attention looks over the whole image and "
+        "learns by itself which pixels matter, so a CNN is self-attention with restrictions. A model that can do more "
+        "also overfits more easily: with few images the CNN is better, with many self-attention catches up.",
+        "CNN 的神經元只看人決定好的一小塊。自注意力看整張圖，自己學哪些像素重要，所以 CNN 是有限制的自注意力。"
+        "模型彈性越大越容易過擬合：圖片少時 CNN 較好，圖片多時自注意力追上。",
+    ),
     formula="A<sup>h</sup><sub>qk</sub> = softmax<sub>k</sub>(−a ‖k − q − c<sub>h</sub>‖²), Σ<sub>h</sub> "
     "A<sup>h</sup> X W<sub>h</sub> → conv(X) as a → ∞",
-    varies="sharpness of the heads; images to train a CNN and a small vision Transformer (HW3's module)",
+    varies=Said(
+        "How sharply the nine heads look; and the number of images on which HW3's module learns, with a CNN and with a "
+        "small vision Transformer, in as many steps. The images are made for the study: one of 8 signs somewhere in "
+        "noise. At last HW3's photos.",
+        "九個 head 看得多集中；以及訓練圖片的張數：HW3 的模組，一個用 CNN，一個用小的 vision Transformer，步數相同。"
+        "圖片是為這個實驗產生的：8 種符號之一，出現在雜訊中的任何位置。最後也試 HW3 的照片。",
+    ),
+    caption=Said(
+        "Above: where each of the nine heads looks, and images to learn from. Below left: how far the nine heads are "
+        "from a convolution, the sharper they look. Below right: new images that each net names right; stars are "
+        "photos.",
+        "上：九個 head 各看哪裡，以及訓練用的圖片。左下：head 看得越集中，與卷積的差距。右下：各網路認對的新圖片，"
+        "星號是照片。",
+    ),
+    doubt=Said(
+        "The signs are easy, so 4,096 images are many. On photos a vision Transformer needs millions of them, or "
+        "augmentation and a good recipe (Dosovitskiy 2021, Touvron 2021). That heads <em>can</em> be a convolution "
+        "does not say that training finds one.",
+        "這些符號很簡單，4,096 張就算多。照片則需要幾百萬張，或資料增強與好的訓練方法（Dosovitskiy 2021、"
+        "Touvron 2021）。"
+        "head <em>可以</em>變成卷積，不代表訓練真的會找到卷積。",
+    ),
+    again=(
+        "leeml fit --config configs/hw3_food/medium.yaml",
+        Said("HW3's CNN on your photos.", "在照片上訓練 HW3 的 CNN。"),
+    ),
+    source="Lecture 4 of 2021 (self-attention); Cordonnier et al. 2020, ICLR (arXiv 1911.03584), theorem 1; "
+    "Dosovitskiy et al. 2021, ICLR (arXiv 2010.11929)",
     code=(
         "scripts/studies/attention_as_cnn.py:heads_of",
         "scripts/studies/attention_as_cnn.py:quadratic_scores",
@@ -299,13 +355,12 @@ STUDY = Study(
     ),
     quick=Settings(),
     full=Settings(
-        sizes=(200, 1000, 5000, 9000), photos=True, side=64, patch=8, d_model=128, layers=4,
-        channels=(32, 64, 128, 256), steps=3000, rate=1e-3, accelerator="auto",
+        sizes=(64, 512, 4096, 16384), side=12, steps=600, photos=2600, photo_side=32, photo_steps=400,
+        accelerator="auto",
     ),
     run=run,
-    judge=judge,
+    statements=STATEMENTS,
     figure=figure,
     table=table,
     data="hw3_food",
-    seeds=3,
 )  # fmt: skip

@@ -16,8 +16,11 @@ from datamodules.hw3_food import FoodData
 from modules.hw3_food import FoodClassifier
 from modules.nets.cnn import CNN
 from scripts.studies.lab import recorded
-from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, fact, mean_and_spread
+from scripts.studies.lab.examples import Examples
 from scripts.studies.lab.fit import fit
+from scripts.studies.lab.signs import made_images, sign_facts
+from scripts.studies.lab.statements import Measurements, Said, Statement
+from scripts.studies.lab.study import Study, Table, mean_and_spread
 
 Kind = Literal["fully connected", "receptive fields", "convolution"]
 SHRINKS: tuple[Literal["pool", "stride"], ...] = ("pool", "stride")
@@ -28,8 +31,10 @@ class Settings:
     """The nets of one layer, HW3's CNN, and how they are trained.
 
     Args:
-        side, filters, epochs: Of the images that nets of one layer see, of that layer, and of their fits.
-        pooled_side, channels, pooled_epochs: Of the images that the CNN sees, of its blocks, and of its fits.
+        side, filters, epochs: Of the photos that nets of one layer see, of that layer, and of their fits.
+        pooled_side, channels, pooled_epochs: Of the photos that the CNN sees, of its blocks, and of its fits.
+        signs, sign_side, sign_channels, sign_steps: Made images to train on, their side; the CNN's blocks and steps.
+        judged: Made images that judge.
         rate: Adam's.
         batch: Images of a step.
         accelerator: See `fit`.
@@ -37,10 +42,15 @@ class Settings:
 
     side: int = 16
     filters: int = 8
-    epochs: int = 20
-    pooled_side: int = 32
+    epochs: int = 12
+    pooled_side: int = 24
     channels: tuple[int, ...] = (16, 32, 32)
-    pooled_epochs: int = 15
+    pooled_epochs: int = 10
+    signs: tuple[int, ...] = (128, 4096)
+    sign_side: int = 12
+    sign_channels: tuple[int, ...] = (16, 32)
+    sign_steps: int = 150
+    judged: int = 500
     rate: float = 1e-3
     batch: int = 32
     accelerator: str = "cpu"
@@ -172,6 +182,24 @@ def accuracies(module: Any, data: Any) -> tuple[float, float]:
     return accuracy(module, data.train_dataloader()), accuracy(module, data.val_dataloader())
 
 
+def on_signs(settings: Settings, seed: int) -> Measurements:
+    """Accuracy on new signs of the CNN with pooling and with strides, by number of signs to train on."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = made_images(max(settings.signs), settings.sign_side, generator)
+    new, answers = made_images(settings.judged, settings.sign_side, generator)
+    found: Measurements = {"sizes": list(settings.signs), **{shrink: [] for shrink in SHRINKS}}
+    for size in settings.signs:
+        for shrink in SHRINKS:
+            torch.manual_seed(seed)
+            net = partial(CNN, channels=settings.sign_channels, hidden=(), shrink=shrink)
+            module: Any = FoodClassifier(partial(torch.optim.Adam, lr=3 * settings.rate), net)
+            module.expect(sign_facts(x))
+            data = Examples(x[:size], y[:size], settings.sign_steps, 2 * settings.batch, seed)
+            fit(module, data, 1, accelerator=settings.accelerator)
+            found[shrink].append(accuracy(module, [{"x": new, "y": answers}]))
+    return found
+
+
 def run(settings: Settings, seed: int, root: Path) -> Measurements:
     """Distances from nn.Conv2d, counts, and accuracies of the three kinds of layer and of CNNs."""
     outputs, gradients = apart_from_conv(seed)
@@ -189,7 +217,7 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
         cnn = partial(CNN, channels=settings.channels, hidden=(64,), shrink=shrink)
         fitted = trained(settings, cnn, settings.pooled_side, settings.pooled_epochs, seed, root)
         found["pooling"][shrink] = accuracies(*fitted)
-    return found
+    return found | {"signs": on_signs(settings, seed)}
 
 
 def values(measurements: list[Measurements], group: str, name: str) -> np.ndarray:
@@ -197,50 +225,109 @@ def values(measurements: list[Measurements], group: str, name: str) -> np.ndarra
     return np.array([m[group][name] for m in measurements])
 
 
-def judge(measurements: list[Measurements]) -> list[Finding]:
-    """Equality is exact; 0.05 of accuracy counts, and 0.1 for pooling, as a net of few images is uncertain."""
-    counts = measurements[0]["counts"]
-    wanted = {"fully connected": 3 * 10**7, "receptive fields": 27_000, "convolution": 270}
-    full, conv = (values(measurements, "layers", kind) for kind in ("fully connected", "convolution"))
-    pool, stride = (values(measurements, "pooling", shrink) for shrink in SHRINKS)
-    return [
-        fact("the masked, shared matrix gives the convolution's outputs (distance)",
-             max(m["outputs"] for m in measurements), 1e-12),
-        fact("and its gradients, so that they stay equal while they learn (distance)",
-             max(m["gradients"] for m in measurements), 1e-12),
-        fact("1,000 neurons on 3 x 100 x 100 have 30,000,000 weights, 27,000 in 3 x 3 fields, 270 shared (error)",
-             max(abs(counts[kind] - count) for kind, count in wanted.items()), 0),
-        effect("on held-out images a convolution is right more often than a fully connected layer (difference)",
-               (conv[:, 1] - full[:, 1]).tolist(), 0.05),
-        effect("its accuracy falls less from training to held-out images (difference of gaps)",
-               (full[:, 0] - full[:, 1] - conv[:, 0] + conv[:, 1]).tolist(), 0.05),
-        effect("strided convolutions in place of pooling are right no less often (difference, down to -0.1)",
-               (stride[:, 1] - pool[:, 1]).tolist(), -0.1),
-    ]  # fmt: skip
+LECTURE: dict[Kind, int] = {"fully connected": 3 * 10**7, "receptive fields": 27_000, "convolution": 270}
+APART, OF_ACCURACY = Said("apart", "的差距"), Said("percentage points of accuracy", "個百分點的正確率")
+
+
+def gap(found: Measurements, kind: Kind) -> float:
+    """By how much the accuracy of a kind of layer falls from training to new images."""
+    train, new = found["layers"][kind]
+    return train - new
+
+
+STATEMENTS = (
+    Statement(
+        Said(
+            "A fully connected layer whose weights are masked and shared gives exactly a convolution's outputs.",
+            "全連接層把權重遮罩並共用之後，輸出與卷積完全相同。",
+        ),
+        lambda found: found["outputs"], 1e-12, APART, kind="exact",
+    ),
+    Statement(
+        Said(
+            "It gives its gradients, too, so that both stay equal while they learn.",
+            "梯度也完全相同，所以學習過程中兩者一直相等。",
+        ),
+        lambda found: found["gradients"], 1e-12, APART, kind="exact",
+    ),
+    Statement(
+        Said(
+            "1,000 neurons on an image of 3 x 100 x 100 have 30,000,000 weights, 27,000 with receptive fields of 3 x "
+            "3, and 270 where these are shared.",
+            "1,000 個神經元看 3 x 100 x 100 的圖，全連接有 30,000,000 個權重，3 x 3 感受野有 27,000 個，"
+            "共用之後剩 270 個。",
+        ),
+        lambda found: max(abs(found["counts"][kind] - count) for kind, count in LECTURE.items()), 0,
+        Said("weights of difference", "個權重的差異"), kind="exact",
+    ),
+    Statement(
+        Said(
+            "A layer of convolutions names more new photos right than a fully connected one with many times its "
+            "weights.",
+            "卷積層認對的新照片，比權重多很多倍的全連接層還多。",
+        ),
+        lambda found: found["layers"]["convolution"][1] - found["layers"]["fully connected"][1], 0.02, OF_ACCURACY,
+        "share",
+    ),
+    Statement(
+        Said(
+            "It overfits less: its accuracy falls less from training photos to new ones.",
+            "卷積層比較不會過擬合：從訓練照片到新照片，正確率掉得比較少。",
+        ),
+        lambda found: gap(found, "fully connected") - gap(found, "convolution"), 0.05,
+        Said("percentage points less", "個百分點（少掉這麼多）"), "share",
+    ),
+    Statement(
+        Said(
+            "On few photos pooling can be left out: with strides in its place HW3's CNN loses at most 5 percentage "
+            "points of accuracy.",
+            "照片很少時，pooling 可以不用：HW3 的 CNN 改用 stride，正確率最多少 5 個百分點。",
+        ),
+        lambda found: found["pooling"]["pool"][1] - found["pooling"]["stride"][1], 0.05,
+        Said("percentage points lost", "個百分點的損失"), "share", "at most",
+    ),
+    Statement(
+        Said(
+            "On thousands of images pooling can be left out: with strides a CNN loses at most 5 percentage points.",
+            "圖片有幾千張時，pooling 可以不用：改用 stride，正確率最多少 5 個百分點。",
+        ),
+        lambda found: found["signs"]["pool"][-1] - found["signs"]["stride"][-1], 0.05,
+        Said("percentage points lost", "個百分點的損失"), "share", "at most",
+    ),
+)  # fmt: skip
 
 
 def figure(measurements: list[Measurements]) -> Figure:
-    """The matrix of a small convolution, weights and accuracies by kind of layer, and pooling."""
-    drawn = Figure(figsize=(11, 4), layout="constrained")
-    matrix, layers, pooling = drawn.subplots(1, 3, width_ratios=[4, 4, 2])
+    """The matrix of a small convolution, accuracies by kind of layer, and pooling on few and many images."""
+    drawn = Figure(figsize=(8, 8), layout="constrained")
+    (matrix, layers), (photos, signs) = drawn.subplots(2, 2)
     fields = receptive_fields(1, 6, 3, 1, 0)
     matrix.imshow(np.ma.masked_less(fields.numpy(), 0), cmap="tab10", vmin=-0.5, vmax=9.5)
-    matrix.set(
-        xlabel="pixel of a 6 x 6 image", ylabel="neuron", title="3 x 3 convolution as a matrix\n(a colour is a weight)"
-    )
-    kinds = list(get_args(Kind))
-    for group, axes, names in (("layers", layers, kinds), ("pooling", pooling, list(SHRINKS))):
-        for part, shift, colour, label in ((0, -0.2, "0.75", "training"), (1, 0.2, "tab:purple", "held out")):
-            found = np.array([values(measurements, group, name)[:, part] for name in names])
+    matrix.set(xlabel="pixel of a 6 x 6 image", ylabel="neuron", title="a 3 x 3 convolution as a matrix")
+    weights = measurements[0]["weights"]
+    kinds = {kind: f"{kind.replace(' ', chr(10))}\n{weights[kind]:,}" for kind in get_args(Kind)}
+    kinds["convolution"] = f"convolution\n\n{weights['convolution']:,}"
+    for group, axes, names in (
+        ("layers", layers, kinds),
+        ("pooling", photos, {"pool": "pooling", "stride": "strides"}),
+    ):
+        for part, shift, colour, label in ((0, -0.2, "0.75", "training"), (1, 0.2, "tab:purple", "new photos")):
+            found = 100 * np.array([values(measurements, group, name)[:, part] for name in names])
             axes.bar(np.arange(len(names)) + shift, found.mean(1), 0.38, yerr=found.std(1), capsize=3, color=colour,
                      label=label)  # fmt: skip
-        axes.set_ylim(0, 1.2)
-    weights = measurements[0]["weights"]
-    layers.set_xticks(range(len(kinds)), [f"{kind}\n{weights[kind]:,} weights" for kind in kinds], fontsize=8)
-    layers.set(ylabel="accuracy", title="one layer and a linear one")
-    layers.legend(fontsize=8, loc="upper center", ncols=2)
-    pooling.set_xticks(range(2), ["pooling", "strides"])
-    pooling.set_title("CNN of HW3")
+        axes.set_xticks(range(len(names)), list(names.values()))
+        axes.set(ylim=(0, 125), ylabel="accuracy (%)")
+        axes.legend(fontsize=9, loc="upper center", ncols=2)
+    layers.set_title("one layer, and its weights")
+    photos.set_title("HW3's CNN, photos")
+    sizes = measurements[0]["signs"]["sizes"]
+    for shrink, name, colour in (("pool", "pooling", "tab:green"), ("stride", "strides", "tab:orange")):
+        found = 100 * np.array([m["signs"][shrink] for m in measurements])
+        signs.errorbar(sizes, found.mean(0), found.std(0), fmt="o-", capsize=3, color=colour, label=name)
+    signs.set(xscale="log", xlabel="images to learn from", ylabel="new images right (%)", title="a CNN on made images")
+    signs.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    signs.tick_params(axis="x", which="minor", bottom=False)
+    signs.legend()
     return drawn
 
 
@@ -253,34 +340,64 @@ def table(measurements: list[Measurements]) -> Table:
         rows.append([kind, f"{first['counts'][kind]:,}", f"{first['weights'][kind]:,}", *cells])
     for shrink in SHRINKS:
         rows.append([f"CNN, {shrink}", "–", "–", *map(mean_and_spread, values(measurements, "pooling", shrink).T)])
+    for i, size in enumerate(first["signs"]["sizes"]):
+        for shrink in SHRINKS:
+            cell = mean_and_spread([m["signs"][shrink][i] for m in measurements])
+            rows.append([f"CNN, {shrink}, {size:,} made images", "–", "–", "–", cell])
     return ["layer", "weights, lecture", "weights here", "training accuracy", "held-out accuracy"], rows
 
 
 STUDY = Study(
     number=12,
-    heading="CNN",
-    chinese="卷積神經網路",
-    claim="A convolution is a fully connected layer with receptive fields and shared weights, exactly; with a fraction "
-    "of the weights it names images better, because it overfits less; pooling can be left out.",
-    source="Lecture 6 of 2021; LeCun et al. 1998, Proceedings of the IEEE 86; Springenberg et al. 2015 (arXiv "
-    "1412.6806); Silver et al. 2016, Nature 529",
-    idea="A pattern is small, so a neuron need not see the whole image: all weights outside its receptive field are 0. "
-    "The same pattern may lie anywhere, so neurons at different places share weights. Both only take freedom from a "
-    "fully connected layer. Pooling makes the map smaller and keeps no more than the largest value; strides make it as "
-    "small without, as a Go board would need it.",
+    heading=Said("CNN", "卷積神經網路"),
+    lecture=Said(
+        "A pattern is small, so a neuron need not see the whole image: outside its <em>receptive field</em> its "
+        "weights are 0. The same pattern may lie anywhere, so neurons at different places <em>share</em> their "
+        "weights. Both only take freedom from a fully connected layer, and leave a convolution. Pooling then makes "
+        "the map smaller; it can be left out, as AlphaGo does.",
+        "圖樣很小，神經元不需要看整張圖：<em>感受野</em>（receptive field）以外的權重都是 0。"
+        "同樣的圖樣可能出現在任何位置，"
+        "所以不同位置的神經元<em>共用</em>權重。兩者都只是拿掉全連接層的自由度，剩下的就是卷積。"
+        "接著 pooling 縮小特徵圖；"
+        "它可以不用，AlphaGo 就沒有用。",
+    ),
     formula="y = W x, with W<sub>i j</sub> = k<sub>n(i, j)</sub> where pixel j lies at place n of neuron i's receptive "
     "field, else 0",
-    varies="mask and sharing of one layer; pooling or strides in HW3's CNN",
+    varies=Said(
+        "Mask and sharing of one layer, which learns to name HW3's photos; and HW3's CNN with pooling or with strides "
+        "in its place, on few photos and on many made images (one of 8 signs somewhere in noise).",
+        "一層網路的遮罩與共用，用來辨認 HW3 的照片；以及 HW3 的 CNN 用 pooling 或改用 stride，"
+        "分別用很少的照片和很多產生的圖片"
+        "（8 種符號之一，出現在雜訊中的任何位置）。",
+    ),
+    caption=Said(
+        "Above: a convolution as a matrix, where every colour is one weight; and accuracies of one layer. Below: the "
+        "CNN with pooling and with strides.",
+        "上：把卷積寫成矩陣，每種顏色是一個權重；以及一層網路的正確率。下：CNN 用 pooling 與用 stride。",
+    ),
+    doubt=Said(
+        "Strides cost accuracy where images are few: the largest of four neighbours stays the same when the image "
+        "moves by a pixel, and a net with strides must learn that from examples. Augmentation, or a further layer "
+        "(Springenberg 2015), might close the gap on photos as well.",
+        "圖片少時 stride 會損失正確率：圖片移動一個像素，四個鄰居的最大值往往不變，"
+        "而用 stride 的網路必須從資料學會這件事。"
+        "資料增強，或多加一層（Springenberg 2015），也許在照片上也能補回來。",
+    ),
+    again=(
+        "leeml fit --config configs/hw3_food/medium.yaml --model.net.shrink stride",
+        Said("HW3's CNN without pooling.", "不用 pooling 的 HW3 CNN。"),
+    ),
+    source="Lecture 6 of 2021; LeCun et al. 1998, Proceedings of the IEEE 86; Springenberg et al. 2015 (arXiv "
+    "1412.6806); Silver et al. 2016, Nature 529",
     code=("scripts/studies/cnn.py:as_matrix", "scripts/studies/cnn.py:ImageLayer", "modules/nets/cnn.py:CNN"),
     quick=Settings(),
     full=Settings(
-        side=32, filters=16, epochs=30, pooled_side=64, channels=(32, 64, 128, 128), pooled_epochs=30, batch=64,
-        accelerator="auto",
+        side=32, filters=16, epochs=6, channels=(16, 32, 64), pooled_epochs=12, signs=(128, 512, 4096, 16384),
+        sign_steps=400, batch=64, accelerator="auto",
     ),
     run=run,
-    judge=judge,
+    statements=STATEMENTS,
     figure=figure,
     table=table,
     data="hw3_food",
-    seeds=5,
 )  # fmt: skip

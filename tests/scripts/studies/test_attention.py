@@ -21,6 +21,7 @@ from scripts.studies import attention_as_cnn, cross_attention, masked_attention,
 from scripts.studies.lab import machine
 from scripts.studies.lab.examples import Examples
 from scripts.studies.lab.fit import Curve
+from scripts.studies.lab.signs import made_images
 from scripts.studies.lab.translation import Size, corpus, judge_translator, next_words, read_before, trained
 
 pytestmark = pytest.mark.slow
@@ -82,7 +83,7 @@ def test_a_blunt_head_is_a_gaussian():
 
 
 def test_signs_can_be_found_by_a_template():
-    x, y = attention_as_cnn.made_images(200, 12, torch.Generator().manual_seed(3))
+    x, y = made_images(200, 12, torch.Generator().manual_seed(3))
     signs = (torch.rand(8, 5, 5, generator=torch.Generator().manual_seed(0)) < 0.5).float()
     centred = signs - signs.mean((1, 2), keepdim=True)
     match = F.conv2d(
@@ -98,7 +99,7 @@ def test_photos_are_the_food_of_the_folder(tmp_path):
         for food in (0, 1):
             for number in range(count):
                 Image.new("RGB", (20, 10), (250 * food, 100, number)).save(folder / f"{food}_{number}.png")
-    settings = attention_as_cnn.Settings(side=4, photos=True)
+    settings = attention_as_cnn.Settings(photo_side=4)
     (x, y), (new, answers), facts = attention_as_cnn.photo_split(settings, 0, tmp_path)
     assert (x.shape, new.shape, len(facts["classes"])) == ((8, 3, 4, 4), (4, 3, 4, 4), 2)
     for images, classes in ((x, y), (new, answers)):
@@ -337,7 +338,6 @@ def test_a_net_learns_to_walk():
 # all of them, end to end
 
 TINY = {
-    "attention_as_cnn": {"sizes": (16, 32), "judged": 20, "steps": 3, "d_model": 8, "heads": 2, "channels": (4,)},
     "positions": {"length": 5, "d_model": 8, "heads": 2, "examples": 40, "judged": 20, "steps": 3},
     "masked_attention": {"vocabulary": 6, "words": 4, "d_model": 8, "heads": 2, "steps": 5},
     "cross_attention": {"size": SMALL, "pairs": 120},
@@ -345,9 +345,9 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("name", ["attention_as_cnn", "cross_attention"])
+@pytest.mark.parametrize("name", ["cross_attention"])
 def test_nets_take_their_accelerator(name, few_pairs):
-    other = {"size": replace(SMALL, accelerator="abacus")} if "size" in TINY[name] else {"accelerator": "abacus"}
+    other = {"size": replace(SMALL, accelerator="abacus")}
     study = machine.load(name)
     with pytest.raises(ValueError, match="abacus"):
         study.run(replace(study.quick, **TINY[name] | other), 0, few_pairs)

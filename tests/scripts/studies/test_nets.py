@@ -1,4 +1,4 @@
-"""Studies of warm-up, batch normalisation and convolution: their maths, and each of them run with tiny settings."""
+"""Studies of batch size, warm-up, batch norm and convolution: their maths, and each run with tiny settings."""
 
 import math
 from dataclasses import replace
@@ -9,12 +9,13 @@ import pytest
 import torch
 from conftest import ran_study
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 from datamodules import generated as sample
-from scripts.studies import batch_norm, cnn, warmup
+from scripts.studies import batch_norm, batch_size, cnn, warmup
 from scripts.studies.lab import machine
 from scripts.studies.lab.statements import judge
 
@@ -23,15 +24,23 @@ pytestmark = pytest.mark.slow
 seeds = st.integers(0, 10**6)
 
 TINY = {
-    "warmup": {
-        "layers": 2, "d_model": 8, "rates": (1e-3, 1e-2), "warmup": 2, "epochs": 1, "sequences": 2, "first": 2,
-        "deep": 3,
-    },
+    "warmup": {"layers": 2, "d_model": 8, "rates": (1e-3, 1e-2), "warmup": 2, "epochs": 1, "sequences": 2, "first": 2},
     "batch_norm": {
         "hidden": (8,), "rates": (0.1, 1.0), "deep": (4, 4), "window": 1, "epochs": 1, "every": 2, "judged": 100,
         "examples": 2, "companies": 3,
     },
-    "cnn": {"side": 8, "filters": 2, "epochs": 1, "pooled_side": 16, "channels": (4, 4), "pooled_epochs": 1},
+    "batch_size": {
+        "small": 10, "large": 25, "used": 100, "judged": 50, "epochs": 1, "window": 1, "hidden": (4, 4),
+        "timed_sizes": (1, 2, 4, 8), "timed": 3,
+    },
+    "cnn": {
+        "side": 8, "filters": 2, "epochs": 1, "pooled_side": 16, "channels": (4, 4), "pooled_epochs": 1,
+        "signs": (16, 32), "sign_side": 8, "sign_channels": (4,), "sign_steps": 2, "judged": 20,
+    },
+    "attention_as_cnn": {
+        "sizes": (16, 32), "judged": 20, "steps": 3, "photos": 16, "photo_side": 8, "photo_steps": 2, "d_model": 8,
+        "heads": 2, "channels": (4,),
+    },
 }  # fmt: skip
 
 
@@ -55,6 +64,44 @@ def root(made, monkeypatch, tmp_path):
 
 def tiny(name):
     return replace(machine.load(name).quick, **TINY[name])
+
+
+# 7 batch size
+
+
+@given(seed=seeds, factor=st.floats(0.1, 10))
+@hypothesis_settings(max_examples=10)
+def test_rescaled_layers_are_the_same_function_and_another_hessian(seed, factor):
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)).double()
+    other, x = batch_size.rescaled(module, factor), torch.randn(20, 3, dtype=torch.float64)
+    torch.testing.assert_close(other(x), module(x))
+    weights = [part.weight for part in (module[0], module[2], other[0], other[2])]
+    torch.testing.assert_close(weights[2:], [weights[0] * factor, weights[1] / factor])
+
+
+def test_sharpness_is_the_largest_eigenvalue_of_the_loss():
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([[0.3, -0.2], [0.1, 0.4]], dtype=torch.float64))
+
+        def forward(self, x):
+            return (x @ self.weight)[None]
+
+    net, x, y = One(), torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=torch.float64), torch.tensor([0, 1])
+    hessian = torch.func.hessian(lambda w: F.cross_entropy(x @ w.view(2, 2), y))(net.weight.detach().flatten())
+    assert batch_size.sharpness(net, x, y) == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-6)
+
+
+def test_a_net_after_many_updates_has_learned_its_windows(root):
+    settings = replace(tiny("batch_size"), hidden=(32, 32), rate=0.01)
+    windows = batch_size.Windows(settings, 0, root)
+    assert (len(windows.y), len(windows.answers)) == (100, 50)
+    assert not set(map(tuple, windows.x.flatten(1).tolist())) & set(map(tuple, windows.new.flatten(1).tolist()))
+    few, many = (batch_size.after(settings, windows, 0, 25, updates)[1] for updates in (1, 150))
+    assert many["train"] > 0.9 > few["train"]
+    assert many["loss"] < few["loss"] / 3
 
 
 # 10 warm-up
@@ -229,9 +276,10 @@ def test_accuracy_is_a_share_of_all_images():
     assert cnn.accuracy(nn.Identity(), batches) == pytest.approx(3 / 4)
 
 
-def test_the_cnn_takes_its_accelerator(root):
+@pytest.mark.parametrize("name", ["cnn", "attention_as_cnn"])
+def test_nets_take_their_accelerator(name, root):
     with pytest.raises(ValueError, match="abacus"):
-        cnn.run(replace(tiny("cnn"), accelerator="abacus"), 0, root)
+        machine.load(name).run(replace(tiny(name), accelerator="abacus"), 0, root)
 
 
 # all of them, end to end
@@ -240,5 +288,5 @@ def test_the_cnn_takes_its_accelerator(root):
 @pytest.mark.parametrize("name", TINY)
 def test_a_study_runs_is_judged_drawn_and_told(name, root):
     found = ran_study(name, tiny(name), root)
-    exact = [statement for statement in machine.load(name).statements if statement.kind == "exact"]
-    assert all(judge(statement, found, (2,)).result == "holds" for statement in exact), "what nothing random enters"
+    exact = [said for said in machine.load(name).statements if said.kind == "exact"]
+    assert [judge(said, found, (2,)).result for said in exact] == ["holds"] * len(exact), "what nothing random enters"
