@@ -1,6 +1,5 @@
 """Critical points: the lecture's saddle, and how many directions go down at the critical points of small networks."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from callbacks.curvature import (
     taylor_change,
 )
 from modules.nets.mlp import MLP
-from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, fact
+from scripts.studies.lab.statements import Measurements, Said, Statement
+from scripts.studies.lab.study import Study, Table
 
 SMALL = 1e-8
 """Gradient norm of what counts as found."""
@@ -125,36 +125,78 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
     return {"saddle": leave_the_saddle(settings.steps), "points": points, "widths": list(settings.widths)}
 
 
-def shares(measurements: list[Measurements], width: int) -> list[float]:
-    """Share of a width's critical points with a way down, one a seed."""
-    found = [[p[3] > 0 for p in m["points"] if p[0] == width] for m in measurements]
-    return [float(np.mean(points)) if points else math.nan for points in found]
+def of_width(found: Measurements, place: int) -> list[list[float]]:
+    """The points of the net that is the n-th by width."""
+    return [point for point in found["points"] if point[0] == found["widths"][place]]
 
 
-def judge(measurements: list[Measurements]) -> list[Finding]:
-    """The saddle by its closed form; the points by how many have a way down and whether those lie higher."""
-    saddle = measurements[0]["saddle"]
-    t = np.array(saddle["steps"])
-    widths = measurements[0]["widths"]
-    last = [[p for p in m["points"] if p[0] == widths[-1]] for m in measurements]
-    rank = [float(spearmanr([p[1] for p in points], [p[3] for p in points])[0]) for points in last]
-    grows = [b - a for a, b in zip(shares(measurements, widths[0]), shares(measurements, widths[-1]), strict=True)]
-    parameters = 3 * widths[-1] + 1
-    return [
-        fact("at the origin the eigenvalues are -2 and 2 (error)",
-             float(np.abs(np.array(saddle["eigenvalues"]) - [-2, 2]).max()), 1e-12),
-        fact("a step t along the lowest eigenvector changes the loss as Taylor says, up to t^4 / 4 (error)",
-             float(np.abs(np.array(saddle["loss"]) - saddle["taylor"] - t**4 / 4).max()), 1e-12),
-        effect(f"most critical points of the net with {parameters} parameters have a way down (share)",
-               shares(measurements, widths[-1]), 0.5),
-        effect(f"the share is larger than with {3 * widths[0] + 1} parameters (difference)", grows, 0.1),
-        effect("the higher the loss, the more directions go down (rank correlation)", rank, 0.2),
-    ]  # fmt: skip
+def with_a_way_down(found: Measurements, place: int) -> float:
+    """Share of a net's critical points that have a direction down."""
+    return float(np.mean([point[3] > 0 for point in of_width(found, place)]))
+
+
+def rank_correlation(found: Measurements) -> float:
+    """Between loss and share of directions down, over the critical points of the largest net."""
+    points = of_width(found, -1)
+    return float(spearmanr([point[1] for point in points], [point[3] for point in points])[0])
+
+
+def saddle_error(found: Measurements) -> float:
+    """Distance of the origin's eigenvalues from -2 and 2."""
+    return float(np.abs(np.array(found["saddle"]["eigenvalues"]) - [-2, 2]).max())
+
+
+def taylor_error(found: Measurements) -> float:
+    """Distance of the loss after a step t from Taylor's, apart from the t^4 / 4 that Taylor leaves out."""
+    saddle = found["saddle"]
+    left_out = np.array(saddle["steps"]) ** 4 / 4
+    return float(np.abs(np.array(saddle["loss"]) - saddle["taylor"] - left_out).max())
+
+
+ERROR = Said("of error", "的誤差")
+STATEMENTS = (
+    Statement(
+        Said(
+            "The lecture's saddle (1 − w1 w2)² has the eigenvalues −2 and 2 at the origin.",
+            "課堂上的鞍點 (1 − w1 w2)²，在原點的特徵值是 −2 與 2。",
+        ),
+        saddle_error, 1e-12, ERROR, kind="exact",
+    ),
+    Statement(
+        Said(
+            "A step t along the eigenvector of −2 lowers the loss by t², as Taylor says, up to t⁴ / 4.",
+            "沿著 −2 的特徵向量走 t，損失下降 t²，和泰勒展開一致，只差 t⁴ / 4。",
+        ),
+        taylor_error, 1e-12, ERROR, kind="exact",
+    ),
+    Statement(
+        Said(
+            "In the largest net more than nine of ten critical points have a way down.",
+            "在最大的網路裡，九成以上的臨界點有下降的方向。",
+        ),
+        lambda found: with_a_way_down(found, -1), 0.9, Said("% of the points", "% 的臨界點"), "share",
+    ),
+    Statement(
+        Said(
+            "They are more often saddles than those of the smallest net.",
+            "與最小的網路相比，它們更常是鞍點。",
+        ),
+        lambda found: with_a_way_down(found, -1) - with_a_way_down(found, 0), 0.05,
+        Said("percentage points more saddles", "個百分點的差距"), "share",
+    ),
+    Statement(
+        Said(
+            "The higher the loss of a critical point, the more of its directions go down.",
+            "臨界點的損失越大，下降的方向越多。",
+        ),
+        rank_correlation, 0.5, Said("of rank correlation", "的等級相關"),
+    ),
+)  # fmt: skip
 
 
 def figure(measurements: list[Measurements]) -> Figure:
     """The lecture's surface with the way out, and loss against directions down."""
-    drawn = Figure(figsize=(9, 3.8), layout="constrained")
+    drawn = Figure(figsize=(8, 3.8), layout="constrained")
     left, right = drawn.subplots(1, 2)
     axis = np.linspace(-1.6, 1.6, 161)
     w1, w2 = np.meshgrid(axis, axis)
@@ -169,7 +211,7 @@ def figure(measurements: list[Measurements]) -> Figure:
         right.plot([p[1] for p in points], [p[3] for p in points], "o", alpha=0.5, markersize=4,
                        label=f"{3 * width + 1} parameters")  # fmt: skip
     right.set(xlabel="loss", ylabel="share of eigenvalues below 0", title="critical points of small tanh nets")
-    right.legend(fontsize=8)
+    right.legend(fontsize=9)
     return drawn
 
 
@@ -188,18 +230,39 @@ def table(measurements: list[Measurements]) -> Table:
 
 STUDY = Study(
     number=3,
-    heading="Local minima and Saddle point",
-    chinese="區域最小值與鞍點",
-    claim="Where the gradient is zero the Hessian tells a saddle from a minimum and shows the way out; in many "
-    "dimensions most critical points are saddles, the more so the higher the loss.",
-    source="Lecture 2 of 2021; Dauphin et al. 2014, NeurIPS (arXiv 1406.2572), figure 1; HW2-2 of 2021",
-    idea="Near a critical point the loss is a quadratic form. With an eigenvector u of a negative eigenvalue λ, a "
-    "step t u changes the loss by t²λ/2: down. A minimum needs <em>every</em> eigenvalue to be positive, the less "
-    "likely the more there are. HW2-2 calls a point a minimum where more than half are. The points come from "
-    "searching for small gradients, not for small losses, from random weights, on a loss with some weight decay: "
-    "without it most searches end far out, where everything is flat.",
+    heading=Said("Local minima and Saddle point", "區域最小值與鞍點"),
+    lecture=Said(
+        "Where the gradient is zero, the Hessian tells a minimum from a saddle. A minimum needs <em>every</em> "
+        "eigenvalue to be positive, which is the less likely the more parameters there are. An eigenvector u of a "
+        "negative eigenvalue λ is a way out: a step t u changes the loss by t²λ/2, and that is down.",
+        "梯度為零的地方，由 Hessian 分辨最小值與鞍點。要成為最小值，<em>每一個</em>特徵值都必須是正的，參數越多越難。"
+        "負特徵值 λ 的特徵向量 u 就是離開的路：走 t u，損失的變化是 t²λ/2，也就是下降。",
+    ),
     formula="L(θ + t u) ≈ L(θ) + t gᵀu + ½ t² uᵀH u; with g = 0 and H u = λ u: L + ½ λ t²",
-    varies="parameters of the net; loss at the critical point",
+    varies=Said(
+        "The lecture's loss of two weights; and tanh nets of growing width on HW2-2's curve. A search for small "
+        "<em>gradients</em>, not small losses, starts at random weights and ends at critical points of any height. "
+        "Some weight decay keeps it from running far out, where everything is flat.",
+        "課堂上兩個權重的損失；以及越來越寬的 tanh 網路，學 HW2-2 的曲線。從隨機權重出發，尋找小的<em>梯度</em>（不是"
+        "小的損失），所以會停在各種高度的臨界點。一點 weight decay 讓它不會跑到一片平坦的遠處。",
+    ),
+    caption=Said(
+        "Left: the lecture's loss; the white arrows are the way out of the saddle. Right: every dot is a critical "
+        "point: the higher its loss, the larger the share of its directions that go down.",
+        "左：課堂上的損失，白色箭頭是離開鞍點的方向。右：每一點是一個臨界點，損失越大，下降的方向所佔的比例越大。",
+    ),
+    doubt=Said(
+        "These nets have at most some dozens of parameters, since a Hessian has the square of their number. HW2-2 "
+        "calls a point a minimum where more than half of the eigenvalues are positive; by that rule most saddles here "
+        "would be minima.",
+        "這些網路最多幾十個參數，因為 Hessian 的大小是參數個數的平方。HW2-2 把超過一半特徵值為正的點叫做最小值；照那個"
+        "標準，這裡大部分的鞍點都算最小值。",
+    ),
+    again=(
+        "leeml fit --config configs/hw1_covid/medium.yaml --trainer.callbacks+=CriticalPoint",
+        Said("Where did HW1's training end: at a minimum or a saddle?", "HW1 訓練結束的地方，是最小值還是鞍點？"),
+    ),
+    source="Lecture 2 of 2021; Dauphin et al. 2014, NeurIPS (arXiv 1406.2572), figure 1; HW2-2 of 2021",
     code=(
         "callbacks/curvature.py:hessian_product",
         "callbacks/curvature.py:lanczos",
@@ -208,8 +271,7 @@ STUDY = Study(
     quick=Settings(),
     full=Settings(widths=(1, 2, 4, 8, 16), starts=300),
     run=run,
-    judge=judge,
+    statements=STATEMENTS,
     figure=figure,
     table=table,
-    seeds=5,
 )

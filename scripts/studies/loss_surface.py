@@ -1,5 +1,6 @@
 """Slices through the loss around a trained net, in filter-normalised directions, with and without residuals."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from callbacks.warmup import WarmupScheduler
 from datamodules.hw1_covid import CovidData
-from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, effect, mean_and_spread
 from scripts.studies.lab.fit import fit, regressor, rows
+from scripts.studies.lab.statements import Measurements, Said, Statement
+from scripts.studies.lab.study import Study, Table, mean_and_spread
 
 NETS = {"plain": False, "residual": True}
 
@@ -110,19 +112,39 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
     return found
 
 
-def judge(measurements: list[Measurements]) -> list[Finding]:
-    """A tenth of the slice, and one pit, count as a difference."""
-    bent = [m["bent"]["plain"] - m["bent"]["residual"] for m in measurements]
-    pits = [m["pits"]["plain"] - m["pits"]["residual"] for m in measurements]
-    return [
-        effect("more of the plain net's slice bends down (share of points)", bent, 0.1),
-        effect("the plain net's slice has more pits, points lower than all around them (number)", pits, 1.0),
-    ]
+def more(key: str) -> Callable[[Measurements], float]:
+    """By how much a number is larger for the plain net."""
+    return lambda found: found[key]["plain"] - found[key]["residual"]
+
+
+STATEMENTS = (
+    Statement(
+        Said(
+            "More of the plain net's slice bends down than of the residual net's.",
+            "一般網路的切面向下彎的部分，比有殘差連接的多。",
+        ),
+        more("bent"), 0.1, Said("percentage points more of the slice", "個百分點的切面"), "share",
+    ),
+    Statement(
+        Said(
+            "The plain net's slice has more pits (points lower than all around them).",
+            "一般網路的切面有更多凹坑（比周圍都低的點）。",
+        ),
+        more("pits"), 1, Said("pits more", "個凹坑的差距"),
+    ),
+    Statement(
+        Said(
+            "The residual net's slice is a bowl: it has at most two pits.",
+            "有殘差連接的切面像個碗：最多兩個凹坑。",
+        ),
+        lambda found: found["pits"]["residual"], 2, Said("pits", "個凹坑"), kind="at most",
+    ),
+)  # fmt: skip
 
 
 def figure(measurements: list[Measurements]) -> Figure:
     """Both slices of the first seed as surfaces."""
-    drawn = Figure(figsize=(9, 4), layout="constrained")
+    drawn = Figure(figsize=(8, 4), layout="constrained")
     first = measurements[0]
     a, b = np.meshgrid(first["steps"], first["steps"], indexing="ij")
     for place, name in enumerate(NETS):
@@ -147,23 +169,40 @@ def table(measurements: list[Measurements]) -> Table:
 
 STUDY = Study(
     number=4,
-    heading="Local minima and Saddle point: the loss surface",
-    chinese="損失曲面：有無殘差連接",
-    claim="Around where training ended, the loss of a deep plain net is rugged and that of the same net with residual "
-    "connections is smooth.",
-    source="Li et al. 2018, NeurIPS (arXiv 1712.09913), figure 1; lecture 2 of 2021",
-    idea="From the trained weights go a little way along two random directions and draw the loss. For nets to be "
-    "comparable, each unit's part of a direction is as long as the unit's own weights. Rugged means that it bends "
-    "down in many places, which a bowl never does, and has more than one pit.",
+    heading=Said("Local minima and Saddle point: the loss surface", "損失曲面：有無殘差連接"),
+    lecture=Said(
+        "A net with many parameters has a loss surface that nobody can draw. But one can cut it: go from the trained "
+        "weights along two random directions and draw the loss there. Deep plain nets lie in rugged land, where "
+        "descent gets lost; residual connections make it smooth.",
+        "參數很多的網路，損失曲面畫不出來，但可以切開來看：從訓練好的權重出發，沿兩個隨機方向走，把損失畫出來。"
+        "一般的深網路周圍很崎嶇，梯度下降容易迷路；殘差連接讓它變得平滑。",
+    ),
     formula="f(α, β) = L(θ + α δ + β η), with δ<sub>i</sub> ← δ<sub>i</sub> ‖θ<sub>i</sub>‖ / ‖δ<sub>i</sub>‖ a unit i",
-    varies="residual connections; HW1's module with 20 hidden layers and batch normalisation",
+    varies=Said(
+        "A net of 20 hidden layers with batch normalisation, with and without residual connections, trained on HW1's "
+        "data. For nets to be comparable, each unit's part of a direction is as long as the unit's own weights.",
+        "20 層隱藏層、有批次標準化的網路，有或沒有殘差連接，用 HW1 的資料訓練。為了能互相比較，方向中每個神經元的長度"
+        "都調整成與它的權重相同。",
+    ),
+    caption=Said(
+        "The loss around the trained weights, which are in the middle. Its height is a logarithm.",
+        "訓練好的權重（正中央）周圍的損失，高度取對數。",
+    ),
+    doubt=Said(
+        "Two random directions of some ten thousand: a slice can miss what descent meets on its way.",
+        "上萬個維度裡只看兩個隨機方向，切面可能錯過下降途中真正遇到的地形。",
+    ),
+    again=(
+        "leeml study loss_surface --design --seeds 1",
+        Said("Other seeds cut other slices.", "換一個種子，就是另一個切面。"),
+    ),
+    source="Li et al. 2018, NeurIPS (arXiv 1712.09913), figure 1; lecture 2 of 2021",
     code=("scripts/studies/loss_surface.py:filter_normalised", "modules/nets/mlp.py:Block"),
     quick=Settings(),
     full=Settings(epochs=100, points=41, used_rows=2000, edition="2021"),
     run=run,
-    judge=judge,
+    statements=STATEMENTS,
     figure=figure,
     table=table,
     data="hw1_covid",
-    seeds=5,
 )

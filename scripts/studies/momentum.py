@@ -146,7 +146,7 @@ STATEMENTS = (
 
 def figure(measurements: list[Measurements]) -> Figure:
     """One landscape with all three paths, and the share that each way crosses."""
-    drawn = Figure(figsize=(9, 3.8), layout="constrained")
+    drawn = Figure(figsize=(8, 3.8), layout="constrained")
     left, right = drawn.subplots(1, 2)
     first = measurements[0]
     landscape = Landscape(*(torch.tensor(first[name], dtype=torch.float64) for name in ("flat", "hill")))
@@ -159,11 +159,11 @@ def figure(measurements: list[Measurements]) -> Figure:
         left.plot(x, height, ".-", markersize=3, linewidth=0.6, color=colours[name], label=name)
         left.plot(x[-1], height[-1], "o", color=colours[name])
     left.set(xlabel="θ", ylabel="loss (paths lifted apart)", title="plateau, hill, valley")
-    left.legend(fontsize=8)
+    left.legend(fontsize=9)
     for shift, name in enumerate(first["crossed"]):
         values = np.array([m["crossed"][name] for m in measurements])
         bars = right.bar(np.arange(2) + 0.27 * (shift - 1), values.mean(0), 0.25, color=colours[name], label=name)
-        right.bar_label(bars, fmt="%.2f", fontsize=8)
+        right.bar_label(bars, fmt="%.2f", fontsize=9)
     right.set_xticks([0, 1], ["plateau", "plateau and hill"])
     right.set(ylabel="share that reaches the valley", ylim=(0, 1.1), title="random landscapes")
     return drawn

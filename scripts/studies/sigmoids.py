@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from modules.nets.mlp import MLP
-from scripts.studies.lab import recorded
-from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, across, effect, mean_and_spread
+from scripts.studies.lab.recorded import sigmoids
+from scripts.studies.lab.statements import Measurements, Said, Statement
+from scripts.studies.lab.study import Study, Table, across, mean_and_spread
 
 
 @dataclass(frozen=True)
@@ -82,30 +83,43 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
             with torch.no_grad():
                 said = net(x.view(1, -1, 1)).view(-1)
             largest.append(float((said - y).abs().max()))
-            found["parts"][way][str(count)] = recorded.sigmoids(net)
+            found["parts"][way][str(count)] = sigmoids(net)
             if way == "built" and count in settings.counts[1:3]:
                 found["curves"][str(count)] = said.tolist()
         found[way] = largest
     return found
 
 
-def judge(measurements: list[Measurements]) -> list[Finding]:
-    """The error of the most sigmoids against that of the fewest, as a power of 2."""
-    findings = []
-    for way, text, part, bits in (
-        ("built", "set by hand", "a quarter", 2.0),
-        ("trained", "trained by Adam", "half", 1.0),
-    ):
-        errors = across(measurements, way)
-        counts = measurements[0]["counts"]
-        claim = f"{text}, {counts[-1]} sigmoids have at most {part} of the largest error of {counts[0]} (log2 ratio)"
-        findings.append(effect(claim, np.log2(errors[:, 0] / errors[:, -1]).tolist(), bits))
-    return findings
+TIMES = Said("times as large", "倍")
+STATEMENTS = (
+    Statement(
+        Said(
+            "Set by hand, many sigmoids leave less than a quarter of the largest error that two leave.",
+            "手動設定時，許多 sigmoid 的最大誤差不到兩個 sigmoid 的四分之一。",
+        ),
+        lambda found: found["built"][0] / found["built"][-1], 4, Said("times less", "倍的縮小"), "ratio",
+    ),
+    Statement(
+        Said(
+            "Trained from random weights, they leave less than half of it.",
+            "從隨機權重開始訓練，許多 sigmoid 的最大誤差不到兩個的一半。",
+        ),
+        lambda found: found["trained"][0] / found["trained"][-1], 2, Said("times less", "倍的縮小"), "ratio",
+    ),
+    Statement(
+        Said(
+            "Training does not find the best: with the most sigmoids its largest error is more than twice that of "
+            "those set by hand.",
+            "訓練找不到最好的：sigmoid 最多時，訓練的最大誤差是手動設定的兩倍以上。",
+        ),
+        lambda found: found["trained"][-1] / found["built"][-1], 2, TIMES, "ratio",
+    ),
+)  # fmt: skip
 
 
 def figure(measurements: list[Measurements]) -> Figure:
     """One function with two sums of sigmoids, and the largest error by their number."""
-    drawn = Figure(figsize=(9, 3.6), layout="constrained")
+    drawn = Figure(figsize=(8, 3.6), layout="constrained")
     left, right = drawn.subplots(1, 2)
     first = measurements[0]
     left.plot(first["x"], first["y"], color="black", linewidth=2.5, alpha=0.5, label="function")
@@ -135,21 +149,40 @@ def table(measurements: list[Measurements]) -> Table:
 
 STUDY = Study(
     number=1,
-    heading="Neuron and Neuron Network",
-    chinese="用許多 Sigmoid 疊加擬合任何函數",
-    claim="A sum of k sigmoids fits any continuous function of one variable: the largest error falls as k grows.",
-    source="Lecture 1 of 2021; Cybenko 1989, Mathematics of Control, Signals and Systems 2",
-    idea="Each sigmoid is a soft step. Cut the axis into k stretches and put one step into each: their heights make a "
-    "curve of as many pieces. That the sum <em>can</em> come close does not say that training finds it, so both are "
-    "measured: steps set by hand, with heights by least squares, and the same network trained from random weights.",
+    heading=Said("Neuron and Neuron Network", "神經元與神經網路：用 Sigmoid 疊加擬合任何函數"),
+    lecture=Said(
+        "A sigmoid is a soft step. Cut the axis into k stretches and put one step into each: with the right heights "
+        "their sum follows any continuous curve, the closer the more steps there are. That a sum <em>can</em> come "
+        "close does not say that training finds it.",
+        "每個 sigmoid 都是一個平緩的階梯。把橫軸切成 k 段，每段放一個階梯，高度合適就能拼出任何連續曲線，階梯越多越接"
+        "近。不過「拼得出來」不代表「訓練找得到」。",
+    ),
     formula="y = b + Σ<sub>i</sub> c<sub>i</sub> sigmoid(b<sub>i</sub> + w<sub>i</sub> x)",
-    varies="number of sigmoids; set by hand or trained; one random continuous function a seed",
+    varies=Said(
+        "The number of sigmoids, and who sets them: by hand with heights by least squares, or Adam from random "
+        "weights. Every seed has another continuous function, smooth waves with a jagged line.",
+        "sigmoid 的數目，以及由誰設定：手動放好、用最小平方法求高度，或由 Adam 從隨機權重訓練。每個種子是另一個連續函"
+        "數：平滑的波加上鋸齒線。",
+    ),
+    caption=Said(
+        "Left: one function (grey) and two sums set by hand. Right: the largest error by the number of sigmoids, a "
+        "thin line for each function, the thick one is their mean.",
+        "左：一個函數（灰）與兩個手動設定的疊加。右：最大誤差隨 sigmoid 數目的變化，細線是各個函數，粗線是平均。",
+    ),
+    doubt=Said(
+        "One input. With d inputs the same way needs a number of steps that grows like a power of d.",
+        "這裡只有一個輸入。有 d 個輸入時，同樣的做法需要的階梯數以 d 次方成長。",
+    ),
+    again=(
+        "leeml fit --config configs/hw1_covid/medium.yaml --model.hidden [2]",
+        Said("HW1 with two neurons; then try 64.", "只用兩個神經元做 HW1；再試試 64 個。"),
+    ),
+    source="Lecture 1 of 2021; Cybenko 1989, Mathematics of Control, Signals and Systems 2",
     code=("modules/nets/mlp.py:MLP",),
     quick=Settings(),
     full=Settings(counts=(2, 4, 8, 16, 32, 64, 128), steps=10000),
     run=run,
-    judge=judge,
+    statements=STATEMENTS,
     figure=figure,
     table=table,
-    seeds=5,
 )

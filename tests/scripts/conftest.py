@@ -84,6 +84,14 @@ def sample(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def covid(tmp_path_factory):
+    """Root of HW1's generated set, whole."""
+    root = tmp_path_factory.mktemp("covid")
+    write_covid(root / "hw1_covid" / "sample")
+    return root
+
+
+@pytest.fixture(scope="session")
 def few_pairs(tmp_path_factory):
     """Root with 160 generated pairs of sentences."""
     root = tmp_path_factory.mktemp("pairs")

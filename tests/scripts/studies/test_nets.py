@@ -24,7 +24,10 @@ pytestmark = pytest.mark.slow
 seeds = st.integers(0, 10**6)
 
 TINY = {
-    "warmup": {"layers": 2, "d_model": 8, "rates": (1e-3, 1e-2), "warmup": 2, "epochs": 1, "sequences": 2, "first": 2},
+    "warmup": {
+        "layers": 2, "d_model": 8, "rates": (1e-3, 1e-2), "warmup": 2, "epochs": 1, "sequences": 2, "first": 2,
+        "deep": 3,
+    },
     "batch_norm": {
         "hidden": (8,), "rates": (0.1, 1.0), "deep": (4, 4), "window": 1, "epochs": 1, "every": 2, "judged": 100,
         "examples": 2, "companies": 3,
@@ -288,5 +291,5 @@ def test_nets_take_their_accelerator(name, root):
 @pytest.mark.parametrize("name", TINY)
 def test_a_study_runs_is_judged_drawn_and_told(name, root):
     found = ran_study(name, tiny(name), root)
-    exact = [said for said in machine.load(name).statements if said.kind == "exact"]
-    assert [judge(said, found, (2,)).result for said in exact] == ["holds"] * len(exact), "what nothing random enters"
+    exact = [statement for statement in machine.load(name).statements if statement.kind == "exact"]
+    assert all(judge(statement, found, (2,)).result == "holds" for statement in exact), "what nothing random enters"
