@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from scripts.studies.lab.statements import Measurements, Said, Statement
-from scripts.studies.lab.study import Study, Table, mean_and_spread
+from scripts.studies.lab.study import Play, Study, Table, mean_and_spread
 
 Rule = Callable[[Tensor], Tensor]
 """Gradient of a step -> what is added to the parameters; it remembers what it saw. The rate may be a tensor (K, 1)."""
@@ -318,6 +319,11 @@ def table(measurements: list[Measurements]) -> Table:
     return ["rule", "steps until it stays within 1 %", "best rate", limit], rows
 
 
+def on_a_surface(measurements: list[Measurements]) -> Any:
+    """The valley; the other surface of the play is a landscape of the study momentum."""
+    return {"surface": "valley", "rules": ["descent", "adagrad", "rmsprop", "adam"], "hill": 0.03, "flat": 0.01}
+
+
 STUDY = Study(
     number=9,
     heading=Said("Adaptive Learning Rate", "自適應學習率"),
@@ -363,4 +369,5 @@ STUDY = Study(
     statements=STATEMENTS,
     figure=figure,
     table=table,
+    play=Play("descent", on_a_surface),
 )

@@ -20,7 +20,7 @@ from scripts.studies.lab.examples import Examples
 from scripts.studies.lab.fit import fit
 from scripts.studies.lab.signs import made_images, sign_facts
 from scripts.studies.lab.statements import Measurements, Said, Statement
-from scripts.studies.lab.study import Study, Table, mean_and_spread
+from scripts.studies.lab.study import Play, Study, Table, mean_and_spread
 
 Kind = Literal["fully connected", "receptive fields", "convolution"]
 SHRINKS: tuple[Literal["pool", "stride"], ...] = ("pool", "stride")
@@ -347,6 +347,11 @@ def table(measurements: list[Measurements]) -> Table:
     return ["layer", "weights, lecture", "weights here", "training accuracy", "held-out accuracy"], rows
 
 
+def walked(measurements: list[Measurements]) -> Any:
+    """A held-out image and the filters that the first seed's convolution has learned, with its stride and padding."""
+    return measurements[0]["walk"] | {"stride": 2, "padding": 1}
+
+
 STUDY = Study(
     number=12,
     heading=Said("CNN", "卷積神經網路"),
@@ -399,5 +404,6 @@ STUDY = Study(
     statements=STATEMENTS,
     figure=figure,
     table=table,
+    play=Play("convolution", walked),
     data="hw3_food",
 )  # fmt: skip

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from modules.nets.seq2seq import TransformerSeq2Seq
 from scripts.studies.lab import recorded
 from scripts.studies.lab.statements import Measurements, Said, Statement
-from scripts.studies.lab.study import Study, Table, mean_and_spread
+from scripts.studies.lab.study import Play, Study, Table, mean_and_spread
 
 KINDS = {"masked": True, "not masked": False}
 BOS = 0
@@ -225,6 +226,12 @@ def table(measurements: list[Measurements]) -> Table:
     ], rows  # fmt: skip
 
 
+def looks(measurements: list[Measurements]) -> Any:
+    """What the nets of the first seed read in one sentence, and where they look."""
+    first = measurements[0]
+    return {"words": ["BOS", *map(str, first["read"][1:])], "scores": first["scores"]}
+
+
 STUDY = Study(
     number=15,
     heading=Said("Masked Self-attention", "遮罩自注意力"),
@@ -264,4 +271,5 @@ STUDY = Study(
     statements=STATEMENTS,
     figure=figure,
     table=table,
+    play=Play("attention", looks),
 )

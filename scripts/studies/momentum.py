@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from scripts.studies.lab.statements import Measurements, Said, Statement
-from scripts.studies.lab.study import Study, Table, mean_and_spread
+from scripts.studies.lab.study import Play, Study, Table, mean_and_spread
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,12 @@ def table(measurements: list[Measurements]) -> Table:
     return ["descent", "crosses a plateau (share)", "a plateau and a hill"], rows
 
 
+def on_a_surface(measurements: list[Measurements]) -> Any:
+    """The landscape of the picture, to be walked from where one clicks."""
+    hill, flat = measurements[0]["hill"][0], measurements[0]["flat"][0]
+    return {"surface": "plateau", "rules": ["descent", "momentum"], "hill": hill, "flat": flat}
+
+
 STUDY = Study(
     number=8,
     heading=Said("Momentum", "動量"),
@@ -215,4 +222,5 @@ STUDY = Study(
     statements=STATEMENTS,
     figure=figure,
     table=table,
+    play=Play("descent", on_a_surface),
 )

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from modules.nets.mlp import MLP
 from scripts.studies.lab.recorded import sigmoids
 from scripts.studies.lab.statements import Measurements, Said, Statement
-from scripts.studies.lab.study import Study, Table, across, mean_and_spread
+from scripts.studies.lab.study import Play, Study, Table, across, mean_and_spread
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,11 @@ def table(measurements: list[Measurements]) -> Table:
     return ["sigmoids", "largest error, built", "largest error, trained"], rows
 
 
+def one_by_one(measurements: list[Measurements]) -> Any:
+    """The function of the first seed, and the sigmoids that were fitted to it."""
+    return {key: measurements[0][key] for key in ("x", "y", "parts")}
+
+
 STUDY = Study(
     number=1,
     heading=Said("Neuron and Neuron Network", "神經元與神經網路：用 Sigmoid 疊加擬合任何函數"),
@@ -185,4 +191,5 @@ STUDY = Study(
     statements=STATEMENTS,
     figure=figure,
     table=table,
+    play=Play("sigmoids", one_by_one),
 )

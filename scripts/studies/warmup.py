@@ -22,7 +22,7 @@ from modules.nets.transformer import Norm
 from scripts.studies.adaptive_rates import adam
 from scripts.studies.lab.fit import Curve, fit
 from scripts.studies.lab.statements import Measurements, Said, Statement
-from scripts.studies.lab.study import Study, Table, across, mean_and_spread
+from scripts.studies.lab.study import Play, Study, Table, across, mean_and_spread
 
 NORMS: tuple[Norm, ...] = ("post", "pre")
 
@@ -306,5 +306,6 @@ STUDY = Study(
     statements=STATEMENTS,
     figure=figure,
     table=table,
+    play=Play("schedules"),
     data="hw2_phoneme",
 )
