@@ -9,7 +9,7 @@ BIN = .venv/bin
 
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: install constraints train notebooks lint check test docs
+.PHONY: install constraints train notebooks notes lint check test docs
 install: .venv/installed
 
 # uv where it is on PATH, else pip; bytecode is compiled when a module is first imported
@@ -39,6 +39,10 @@ train: install
 
 notebooks: install
 	$(BIN)/python notebooks/write.py
+
+# docs/notes.md from the headings of the notes and the results in docs/studies/
+notes: install
+	$(BIN)/python -m scripts.studies.lab.notes
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Pages of the site that stand elsewhere: README and CONTRIBUTING, one page a study, one page a module.
+"""Pages of the site that stand elsewhere: README and CONTRIBUTING, one page a study and one of all, one a module.
 
 mkdocs calls the functions named on_... (mkdocs.yml, `hooks`). Nothing is written into docs/.
 """
@@ -7,7 +7,6 @@ import ast
 import re
 import shutil
 from functools import cache
-from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,9 +14,12 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 
-from scripts.studies.lab.evidence import Study
 from scripts.studies.lab.machine import load, names
-from scripts.studies.lab.page import source
+from scripts.studies.lab.notes import plain
+from scripts.studies.lab.page import RESULTS, counted, page, source
+from scripts.studies.lab.records import SIZES, Record, read
+from scripts.studies.lab.statements import Said
+from scripts.studies.lab.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = TemporaryDirectory(prefix="leeml-site-")
@@ -30,22 +32,23 @@ COPIED = {
 PACKAGES = ("modules", "datamodules", "callbacks")
 LANGUAGES = {
     "": {
-        "ideas": "Ideas of the lectures", "claim": "Claim", "verdict": "Verdict", "quick": "generated data", "full":
-        "with `--full`", "none": "No verdict is recorded.", "run": "Run it", "draws": "It prints the numbers "
-        "and draws `runs/studies/quick/{name}.png`. `--full` takes real data and larger settings.",
-        "code": "Where it is in the code",
-        "line": "line", "source": "Source", "holds": "holds", "does not hold": "does not hold",
-        "not clear": "not clear", "about": "Each idea is a claim that can fail, and an experiment that tries it. How "
-        "a verdict is computed, and what decided each: [From the notes to the code](../notes.md).",
+        "ideas": "Ideas of the lectures", "lecture": "What the lecture says", "varies": "The experiment",
+        "results": "Statements and verdicts", "none": "No verdict is recorded yet.", "doubt":
+        "What would change your mind", "run": "Run it", "draws": "It adds its results to a page to read and to play "
+        "with, `runs/studies/index.html`. `--full` takes real data and larger settings.", "next": "Try next", "code":
+        "Where it is in the code", "line": "line", "source": "Source", "quick": "generated data", "full": "`--full`",
+        "about": "Each idea is a small experiment with statements that can turn out false. How they are decided, and "
+        "all headings of the notes: [From the notes to the code](../notes.md). "
+        "[All ideas on one page, with pictures that can be played with](../studies/index.html).",
     },
     ".zh": {
-        "ideas": "課堂觀念", "claim": "主張", "verdict": "結論", "quick": "產生的資料", "full":
-        "`--full`", "none": "還沒有記錄結論。", "run": "自己跑一次", "draws": "會印出所有數字，並把圖存到 "
-        "`runs/studies/quick/{name}.png`。`--full` 使用真實資料與較大的設定。",
-        "code": "程式碼在哪裡",
-        "line": "行", "source": "出處", "holds": "成立", "does not hold": "不成立",
-        "not clear": "無法確定", "about": "每個觀念都是一句可能不成立的主張，加上一個驗證它的實驗。"
-        "結論如何計算、由哪一部分決定：[從筆記到程式碼](../notes.md)（英文）。",
+        "ideas": "課堂觀念", "lecture": "課堂上怎麼說", "varies": "實驗", "results": "主張與結果", "none":
+        "還沒有記錄結果。", "doubt": "什麼會讓你改變看法", "run": "自己跑一次",
+        "draws": "結果會加到可以閱讀、也可以動手玩的網頁 "
+        "`runs/studies/index.html`。`--full` 使用真實資料與較大的設定。", "next": "接著試試", "code": "程式碼在哪裡",
+        "line": "行", "source": "出處", "quick": "產生的資料", "full": "`--full`",
+        "about": "每個觀念都是一個小實驗，裡面有幾個可能不成立的主張。結論如何判定、筆記的所有標題："
+        "[從筆記到程式碼](../notes.md)（英文）。[全部觀念在同一頁，圖可以動手玩](../studies/index.html)。",
     },
 }  # fmt: skip
 """What the idea pages say, by the suffix of the language."""
@@ -71,47 +74,49 @@ def copied(name: str) -> str:
 
 
 @cache
-def verdicts() -> dict[tuple[str, str], tuple[str, str]]:
-    """Recorded verdict and what decided it, by study and size ("quick" or "full"): the tables of docs/notes.md."""
-    found = {}
-    quick, full = (ROOT / "docs/notes.md").read_text(encoding="utf-8").split("### With `--full`")
-    for size, text in (("quick", quick), ("full", full)):
-        for row in re.findall(r"^\| \d+ \| (.+) \|$", text, re.MULTILINE):
-            cells = row.split(" | ")
-            found[cells[0], size] = (cells[-2], cells[-1])
-    return found
+def records() -> dict[tuple[str, str], Record]:
+    """What docs/studies/ holds, by name and size ("quick" or "full")."""
+    return read(ROOT / "docs" / "studies")
 
 
-@cache
-def chinese() -> dict[str, str]:
-    """Claim, idea and result of each study in Chinese: the sections of docs/ideas.zh.md, named as the studies."""
-    text = (ROOT / "docs/ideas.zh.md").read_text(encoding="utf-8")
-    return dict(re.findall(r"^## (\w+)\n+(.*?)(?=\n## |\Z)", text, re.MULTILINE | re.DOTALL))
+def own(said: Said, suffix: str) -> str:
+    """A text in the page's language."""
+    return said.chinese if suffix else said.english
 
 
 def title(study: Study[Any], suffix: str) -> str:
     """Number and heading in the page's language."""
-    return f"{study.number}. {study.chinese if suffix else study.heading}"
+    return f"{study.number}. {own(study.heading, suffix)}"
+
+
+def statements(record: Record, suffix: str) -> str:
+    """Statements of a record as a list, each with its verdict, effect and interval."""
+    end = "。" if suffix else "."
+    return "\n".join(
+        f"- **{own(RESULTS[v.result][1], suffix)}**: {plain(own(v.says, suffix))} {plain(own(v.words, suffix))}{end}"
+        for v in record.verdicts
+    )
 
 
 def idea(name: str, study: Study[Any], suffix: str) -> str:
-    """The page of a study: claim, recorded verdicts, idea, formula, picture where one is recorded, command, code."""
+    """The page of a study: what the lecture says, picture and verdicts where they are recorded, command, code."""
     say = LANGUAGES[suffix]
-    found = {size: verdicts()[name, size] for size in ("quick", "full") if (name, size) in verdicts()}
-    lines = [f"# {title(study, suffix)}", f"*{study.heading if suffix else study.chinese}*"]
-    if suffix:
-        lines.append(chinese()[name])
-    else:
-        lines += [f"**{say['claim']}.** {escape(study.claim, quote=False)}", study.idea]
+    found = [records()[name, size] for size in SIZES if (name, size) in records()]
+    lines = [f"# {title(study, suffix)}", f"*{own(study.heading, '' if suffix else '.zh')}*"]
+    lines += [f"## {say['lecture']}", own(study.lecture, suffix)]
     lines.append(f'<p class="formula" markdown="0">{study.formula}</p>')
-    lines += [f"## {say['verdict']}", *([] if found else [say["none"]])]
-    for size, (result, part) in found.items():
-        lines.append(f"- **{say[result]}** ({say[size]})" + ("" if suffix else f": {part}"))
-    if not suffix:
-        lines.append(f"**What varies.** {escape(study.varies, quote=False)}")
-    if (ROOT / f"docs/images/studies/{name}.png").is_file():
-        lines.append(f"![{title(study, suffix)}](../images/studies/{name}.png)")
-    lines += [f"## {say['run']}", f"```bash\nleeml study {name}\n```", say["draws"].format(name=name)]
+    if found:
+        lines.append(f"![{title(study, suffix)}](../studies/{found[-1].size}/{name}.png)")
+        lines.append(own(study.caption, suffix))
+    lines += [f"## {say['varies']}", own(study.varies, suffix)]
+    lines += [f"## {say['results']}", *([] if found else [say["none"]])]
+    for record in found:
+        counts = own(counted([verdict.result for verdict in record.verdicts]), suffix)
+        lines += [f"{say[record.size]}: {counts}", statements(record, suffix)]
+    lines += [f"## {say['doubt']}", own(study.doubt, suffix)]
+    lines += [f"## {say['run']}", f"```bash\nleeml study {name}\n```", say["draws"]]
+    command, why = study.again
+    lines += [f"**{say['next']}.** {own(why, suffix)}", f"```bash\n{command}\n```"]
     lines.append(f"## {say['code']}")
     for place in study.code:
         text, line = source(place)
@@ -137,13 +142,14 @@ def studies() -> list[tuple[str, Study[Any]]]:
 
 
 def ideas_index(suffix: str) -> str:
-    """All ideas with their verdicts."""
+    """All ideas and how many of their statements hold."""
     say = LANGUAGES[suffix]
     rows = []
     for name, study in studies():
-        results = [say[verdicts()[name, size][0]] if (name, size) in verdicts() else "" for size in ("quick", "full")]
-        rows.append(f"| [{title(study, suffix)}]({name}.md) | {' | '.join(results)} |")
-    head = f"| {say['ideas']} | {say['verdict']} ({say['quick']}) | {say['verdict']} ({say['full']}) |\n|---|---|---|"
+        found = [records().get((name, size)) for size in SIZES]
+        counts = [own(counted([v.result for v in record.verdicts]), suffix) if record else "" for record in found]
+        rows.append(f"| [{title(study, suffix)}]({name}.md) | {' | '.join(counts)} |")
+    head = f"| {say['ideas']} | {say['quick']} | {say['full']} |\n|---|---|---|"
     return f"# {say['ideas']}\n\n{say['about']}\n\n" + "\n".join([head, *rows, ""])
 
 
@@ -170,6 +176,7 @@ def pages() -> dict[str, str]:
     for suffix in LANGUAGES:
         made[f"ideas/index{suffix}.md"] = ideas_index(suffix)
         made |= {f"ideas/{name}{suffix}.md": idea(name, study, suffix) for name, study in studies()}
+    made["studies/index.html"] = page(ROOT / "docs" / "studies")
     made["api/index.md"] = api_index()
     for place in modules():
         made[f"api/{place}.md"] = f"# {Path(place).name}\n\n`{place}.py`\n\n::: {place.replace('/', '.')}\n"
