@@ -189,7 +189,7 @@ STATEMENTS = (
             "The higher the loss of a critical point, the more of its directions go down.",
             "臨界點的損失越大，下降的方向越多。",
         ),
-        rank_correlation, 0.5, Said("of rank correlation", "的等級相關"),
+        rank_correlation, 0.4, Said("of rank correlation", "的等級相關"),
     ),
 )  # fmt: skip
 
