@@ -120,7 +120,7 @@ def test_listings_skip_helpers():
     assert {m.name for m in pkgutil.iter_modules(benches.__path__) if m.name.startswith("hw")} == named
     found = {p.stem for p in (ROOT / "scripts/studies").glob("*.py")} - {"__init__"}
     assert set(machine.names()) == found
-    assert all(machine.load(name).claim for name in found)
+    assert all(machine.load(name).statements for name in found)
 
 
 def test_what_a_config_names_by_its_short_name_stands_in_front():

@@ -37,7 +37,7 @@ plays.attention = (stage, data) => {
     });
     context.font = "13px system-ui, sans-serif";
     context.fillStyle = colour("ink");
-    data.words.forEach((word, j) => context.fillText(word, at(j), top - 6));
+    data.words.forEach((word, j) => context.fillText(word, at(j), top - 6, size - 3));
     context.fillText(root.lang === "en" ? `step ${step + 1}` : `第 ${step + 1} 步`, Math.max(side / 2 + 8, at(step)), 14);
     for (let i = 0; i < length; i++) {
       context.textAlign = "right";

@@ -2,7 +2,7 @@
 plays.convolution = (stage, data) => {
   const side = data.image[0].length, { stride, padding } = data;
   const out = Math.floor((side + 2 * padding - 3) / stride) + 1;
-  let filter = 0, place = 0, stop = () => {}, walking = false;
+  let filter = 0, place = Math.floor(out * out / 2), stop = () => {}, walking = false;
 
   /** Products of the filter and what lies below it, (3 channels, 9). */
   const products = (at) => [0, 1, 2].map((channel) => Array.from({ length: 9 }, (_, i) => {
@@ -29,7 +29,7 @@ plays.convolution = (stage, data) => {
     }, 70);
   });
   stage.button("one step", "走一步", () => { stop(); walking = false; move((place + 1) % (out * out)); });
-  const slider = stage.slider("place", "位置", [1, out * out, 1], 1, (next) => { stop(); walking = false; move(next - 1); });
+  const slider = stage.slider("place", "位置", [1, out * out, 1], place + 1, (next) => { stop(); walking = false; move(next - 1); });
 
   const gap = 16, title = 28;
   const size = (width) => (width - gap) / 2;
@@ -77,6 +77,7 @@ plays.convolution = (stage, data) => {
         paint(number, largest, x, y, bit);
         context.strokeRect(x, y, bit, bit);
       });
+      context.fillStyle = colour("ink");
       if (channel < 2) context.fillText("+", left + 3 * bit + 7, start + 1.5 * bit + 4);
     });
     context.fillText(`= ${all[place].toFixed(2)}`, 3 * (3 * bit + 22) - 14, start + 1.5 * bit + 4);
