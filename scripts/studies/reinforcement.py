@@ -1,14 +1,15 @@
 """Cross-entropy or BLEU: reinforcement learning on BLEU itself, from where cross-entropy has brought a translator.
 
-A net that can learn the small language by heart leaves nothing to gain, and one that is stopped before it has gains by
-either way: so the net is too small for it, and is trained until cross-entropy has little more to give. No label
-smoothing, as a net so trained is flatter than the cross-entropy that is measured asks for.
+The language is made so that the two want different things. Most references are chatty: another order of words, with a
+particle drawn at random after each character. Cross-entropy makes that way the likeliest, but nobody can guess the
+particles; the plain way is rarer and scores more on average.
 """
 
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,10 @@ from modules.objectives import PolicyGradient
 from scripts.studies.lab.fit import fit
 from scripts.studies.lab.statements import Measurements, Said, Statement
 from scripts.studies.lab.study import Study, Table, mean_and_spread
-from scripts.studies.lab.translation import REAL, Size, corpus, judge_translator, told_once, trained
+from scripts.studies.lab.translation import Size, corpus, judge_translator, small_language, trained, write_pairs
 
 GOES_ON = "cross-entropy", "policy gradient"
+PARTICLES = "啊呀吧呢嘛哦"
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,29 @@ class Settings:
 
     size: Size = field(default_factory=Size)
     pairs: int = 2000
-    """Of the small language; 0: HW5's own."""
+    chatty: float = 0.6
+    """Share of the references that are."""
     max_tokens: int = 512
     """Of a batch of the second training."""
-    steps: int = 60
+    steps: int = 40
     """Of it."""
-    rate: float = 5e-4
-    """Of Adam in it: a tenth of that of the first training, or less."""
+    rate: float = 1e-3
+    """Of Adam in it."""
     samples: int = 4
     temperature: float = 0.5
     weight: float = 0.02
     """Of cross-entropy beside the reward."""
-    checks: int = 6
+    checks: int = 4
+
+
+def two_ways(settings: Settings, seed: int) -> list[tuple[str, str]]:
+    """Pairs of the small language, some with the object last, some chatty: object first, particles after all of it."""
+    rng = np.random.default_rng((seed, 1))
+    pairs = []
+    for said in small_language(settings.pairs, seed):
+        chatty = "".join(letter + PARTICLES[rng.integers(len(PARTICLES))] for letter in said.first)
+        pairs.append((said.source, chatty if rng.random() < settings.chatty else said.last))
+    return pairs
 
 
 def half(batch: dict[str, Any], number: int) -> Tensor:
@@ -57,13 +70,6 @@ def halves(module: Translator, data: TranslationData) -> dict[str, list[float]]:
     """Cross-entropy of a token, in nats, and BLEU of greedy translations, of the two halves of `data.quick`."""
     losses, scores = zip(*(judge_translator(module, data, partial(half, number=n)) for n in range(2)), strict=True)
     return {"loss": list(losses), "bleu": list(scores)}
-
-
-def now(module: LightningModule) -> float:
-    """Seconds, when all is done that the module was asked for."""
-    if module.device.type == "cuda":
-        torch.cuda.synchronize(module.device)
-    return time.perf_counter()
 
 
 class Watch(Callback):
@@ -86,41 +92,43 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock of this step."""
-        self._began = now(pl_module)
+        self._began = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop the clock; look, where it is time."""
-        self.seconds.append(now(pl_module) - self._began)
+        self.seconds.append(time.perf_counter() - self._began)
         if trainer.global_step in self.at:
             self._look(trainer, pl_module)
         trainer.should_stop = trainer.global_step == max(self.at)
 
 
 def run(settings: Settings, seed: int, root: Path) -> Measurements:
-    """Either way to go on from the same weights, on pairs of the small language or HW5's."""
-    with told_once(settings.pairs, seed, root) as place:
-        return either_way(settings, seed, place)
-
-
-def either_way(settings: Settings, seed: int, root: Path) -> Measurements:
     """The first training, and what comes of each second one, of as many steps on the same batches."""
-    module: Any = trained(settings.size, corpus(settings.size, seed, root), seed, schedule="linear", smoothing=0.0)
-    module.new_optimizer = partial(torch.optim.Adam, lr=settings.rate, betas=(0.9, 0.98), eps=1e-9)
-    first = {name: value.clone() for name, value in module.state_dict().items()}
-    reward = PolicyGradient(settings.samples, settings.weight, temperature=settings.temperature)
-    at = {round(settings.steps * part / settings.checks) for part in range(1, settings.checks + 1)}
-    found: Measurements = {}
-    for name, objective in zip(GOES_ON, (None, reward), strict=True):
-        data: Any = corpus(replace(settings.size, max_tokens=settings.max_tokens), seed, root)
-        watch = Watch(data, at)
-        module.load_state_dict(first)
-        module.objective = objective
-        # it stops the last epoch in time
-        fit(module.train(), data, settings.steps, [watch], settings.size.accelerator)
-        found[name] = watch.found | {"seconds": float(np.median(watch.seconds))}
+    with TemporaryDirectory() as folder:
+        write_pairs(Path(folder), two_ways(settings, seed))
+        data = corpus(settings.size, seed, Path(folder))
+        module: Any = trained(settings.size, data, seed, schedule="linear", smoothing=0.0)
+        module.new_optimizer = partial(torch.optim.Adam, lr=settings.rate, betas=(0.9, 0.98), eps=1e-9)
+        first = {name: value.clone() for name, value in module.state_dict().items()}
+        reward = PolicyGradient(settings.samples, settings.weight, temperature=settings.temperature)
+        at = {round(settings.steps * part / settings.checks) for part in range(1, settings.checks + 1)}
+        found: Measurements = {}
+        for name, objective in zip(GOES_ON, (None, reward), strict=True):
+            data = corpus(replace(settings.size, max_tokens=settings.max_tokens), seed, Path(folder))
+            watch = Watch(data, at)
+            module.load_state_dict(first)
+            module.objective = objective
+            fit(module.train(), data, settings.steps, [watch])  # it stops the last epoch in time
+            found[name] = watch.found | {"seconds": float(np.median(watch.seconds)), "example": example(module, data)}
     return found
+
+
+def example(module: Translator, data: TranslationData) -> list[str]:
+    """A held-out source, its reference and what is said."""
+    batch = next(iter(data.val_dataloader()))
+    return [batch["text"][0], batch["reference"][0], module.eval().translate(batch["source"][:1], 1)[0]]
 
 
 def curve(measurements: list[Measurements], name: str, key: str) -> np.ndarray:
@@ -150,23 +158,29 @@ POINTS = Said("points of BLEU", "分 BLEU")
 STATEMENTS = (
     Statement(
         Said("Policy gradient raises BLEU.", "Policy gradient 提高 BLEU。"),
-        lambda found: change(found, REWARD, "bleu"), 0.5, POINTS,
+        lambda found: change(found, REWARD, "bleu"), 2.0, POINTS,
     ),
     Statement(
-        Said("Policy gradient does not lower cross-entropy.", "Policy gradient 不會降低交叉熵。"),
-        lambda found: -change(found, REWARD, "loss"), 0.01, Said("nats a token less", "nats（每個 token 的降幅）"),
-        kind="at most",
+        Said("Meanwhile cross-entropy gets worse.", "同時交叉熵變差。"),
+        lambda found: change(found, REWARD, "loss"), 0.05, Said("nats a token more", "nats（每個 token 的增加）"),
     ),
     Statement(
-        Said("It raises BLEU more than as many steps on cross-entropy.", "它提高的 BLEU 比同樣步數的交叉熵訓練多。"),
-        lambda found: change(found, REWARD, "bleu") - change(found, WORDS, "bleu"), 0.5, POINTS,
+        Said("As many more steps on cross-entropy do not raise BLEU.", "再用交叉熵訓練同樣的步數，BLEU 不會提高。"),
+        lambda found: change(found, WORDS, "bleu"), 2.0, POINTS, kind="at most",
+    ),
+    Statement(
+        Said(
+            "Policy gradient raises BLEU more than as many steps on cross-entropy.",
+            "同樣的步數，policy gradient 提高的 BLEU 比交叉熵多。",
+        ),
+        lambda found: change(found, REWARD, "bleu") - change(found, WORDS, "bleu"), 2.0, POINTS,
     ),
     Statement(
         Said(
             "A checkpoint chosen by BLEU has more BLEU on other pairs than one chosen by cross-entropy.",
             "用 BLEU 選的檢查點，在其他句對上的 BLEU 比用交叉熵選的高。",
         ),
-        lambda found: chosen(found)[0] - chosen(found)[1], 0.5, POINTS,
+        lambda found: chosen(found)[0] - chosen(found)[1], 2.0, POINTS,
     ),
 )  # fmt: skip
 
@@ -225,13 +239,14 @@ STUDY = Study(
     formula="∇E[r] = E[(r(ỹ) − r(ŷ)) ∇log P(ỹ | x)], ỹ drawn from P sharpened (each word by P<sup>1/τ</sup>, τ = ½), "
     "ŷ the greedy output, r = BLEU of the sentence, smoothed; of the loss 2 % is cross-entropy",
     varies=Said(
-        "The loss of a second training. A translator too small to know a small made-up language by heart is trained "
-        "on cross-entropy until that has little more to give; then it goes on by cross-entropy or by policy gradient "
-        "(self-critical training), from the same weights, with the same batches and steps. <code>--full</code> takes "
-        "HW5's pairs.",
-        "第二次訓練的損失。先讓一個太小、記不住整個小語言的翻譯器用交叉熵訓練到幾乎不再進步，再從同樣的權重、"
-        "用同樣的批次與步數，"
-        "繼續訓練交叉熵，或改用 policy gradient（self-critical training）。<code>--full</code> 用 HW5 的句對。",
+        "The loss of a second training, from the same weights, with the same batches and steps: cross-entropy, or "
+        "policy gradient (self-critical training). Six of ten references are chatty, in another order of words and "
+        "with a particle drawn at random after each character; four are plain. Chatty is likelier, but its particles "
+        "cannot be guessed.",
+        "第二次訓練的損失：從同樣的權重、用同樣的批次與步數，繼續訓練交叉熵，或改用 policy gradient（self-critical "
+        "training）。"
+        "參考翻譯有六成是囉嗦版：語序不同，每個字後面還隨機加一個語助詞；四成是簡潔版。囉嗦版的機率較高，"
+        "但語助詞猜不到。",
     ),
     caption=Said(
         "Top: cross-entropy and BLEU while it goes on, thin lines are single seeds. Bottom: one against the other; "
@@ -239,8 +254,10 @@ STUDY = Study(
         "上：繼續訓練時的交叉熵與 BLEU（細線是各個種子）。下：兩者的關係，箭頭是訓練的方向。",
     ),
     doubt=Said(
-        "BLEU is not what people mean by a good translation. A net that has room for everything gains less.",
-        "BLEU 高不等於人覺得翻得好。容量足夠的網路，進步會比較少。",
+        "The language is made for the effect: in real pairs cross-entropy and BLEU agree more, and the gain is a point "
+        "or less. BLEU is not what people mean by a good translation, either.",
+        "這個語言是為了看到效果而設計的；真實句對中，交叉熵與 BLEU 比較一致，進步大約一分或更少。而且 BLEU "
+        "高也不等於人覺得翻得好。",
     ),
     again=(
         "leeml fit --config configs/hw5_translation/self_critical.yaml --model.start RUN",
@@ -255,13 +272,10 @@ STUDY = Study(
         "scripts/studies/lab/translation.py:judge_translator",
         "scripts/studies/lab/translation.py:trained",
     ),
-    quick=Settings(
-        Size(vocabulary=320, folds=4, judged=400, epochs=16, layers=1, d_model=8, heads=2, d_ff=16, rate=1e-2)
-    ),
-    full=Settings(REAL, pairs=0, max_tokens=1024, steps=600, rate=5e-5),
+    quick=Settings(Size(vocabulary=330, folds=4, judged=200, epochs=4, layers=1, d_model=32, heads=2, d_ff=64)),
+    full=Settings(Size(vocabulary=330, folds=4, judged=500, epochs=10), pairs=4000, steps=200),
     run=run,
     statements=STATEMENTS,
     figure=figure,
     table=table,
-    data="hw5_translation",
 )

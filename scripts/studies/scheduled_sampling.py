@@ -274,7 +274,7 @@ def figure(measurements: list[Measurements]) -> Figure:
         above.set(title=kind, xlabel="steps after that answer", ylim=(0, 105))
         below.axhline(best, color="black", linewidth=0.8, linestyle="--")
         below.set_xticks(range(len(TRAININGS)), TRAININGS)
-    panels[0, 1].legend(fontsize=9, loc="lower right")
+    drawn.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=9)
     for axes in panels[:, 0]:
         axes.set_ylabel("right rooms (%)")
     panels[1, 0].set_title("all steps; dashed: best possible without the truth", fontsize=10)
