@@ -266,7 +266,7 @@ STUDY = Study(
     source="Lecture 5 of 2021 (Transformer); Vaswani et al. 2017, NeurIPS (arXiv 1706.03762), section 3.2.3",
     code=("modules/nets/attention.py:MultiHeadAttention.forward", "modules/nets/transformer.py:DecoderLayer"),
     quick=Settings(),
-    full=Settings(words=20, d_model=64, layers=3, steps=2000),
+    full=Settings(words=20, d_model=64, layers=2, steps=800),
     run=run,
     statements=STATEMENTS,
     figure=figure,
