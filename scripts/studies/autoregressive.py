@@ -21,7 +21,7 @@ from modules.hw5_parallel import MaskedTranslator, OneShotTranslator
 from modules.hw5_translation import Translator
 from modules.translation.parallel_search import mask_predict, repeated_share
 from modules.translation.search import greedy
-from scripts.studies.lab import recorded
+from scripts.studies.lab.recorded import lattice
 from scripts.studies.lab.statements import Measurements, Said, Statement
 from scripts.studies.lab.study import Play, Study, Table, mean_and_spread
 from scripts.studies.lab.translation import Size, corpus, small_language, trained, write_pairs
@@ -151,9 +151,7 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
             pairs = held_out(data, right)
         spent = seconds([way for _, way in ways.values()], pairs.sources[: settings.timed], settings.repeats)
         module, source = ways["token by token"][0], pairs.sources[0][None]
-        lattices = [
-            recorded.lattice(module.net, source, module.ends, width, module.pieces.id_to_piece) for width in WIDTHS
-        ]
+        lattices = [lattice(module.net, source, module.ends, width, module.pieces.id_to_piece) for width in WIDTHS]
         found[str(orders)] = {
             "lattices": lattices,
             "source": module.text(source[0].tolist()),

@@ -51,9 +51,9 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
     return found
 
 
-def sooner(name: str) -> Callable[[Measurements], float]:
-    """How many times as many steps the last layer needs."""
-    return lambda found: found["steps"]["last"] / found["steps"][name]
+def longer(name: str) -> Callable[[Measurements], float]:
+    """How many times as many steps it needs as with the last layer."""
+    return lambda found: found["steps"][name] / found["steps"]["last"]
 
 
 def worse(name: str) -> Callable[[Measurements], float]:
@@ -69,18 +69,18 @@ STATEMENTS = (
     *(
         Statement(
             Said(
-                f"With {english} the loss falls sooner than with the last layer.",
-                f"看{chinese}，損失比只看最後一層更早下降。"
+                f"With {english} it learns in no more steps than with the last layer.",
+                f"看{chinese}，需要的訓練步數不比只看最後一層多。",
             ),
-            sooner(name), 1.1, Said("times as many steps with the last layer", "倍的步數（只看最後一層）"), "ratio",
+            longer(name), 1.1, Said("times as many steps", "倍的步數"), "ratio", "at most",
         )
         for name, english, chinese in OTHERS
     ),
     *(
         Statement(
             Said(
-                f"At the end, {english} translates no worse than the last layer.",
-                f"訓練結束時，看{chinese}翻得不比最後一層差。"
+                f"At the end, with {english} it translates no worse than with the last layer.",
+                f"訓練結束時，看{chinese}翻得不比只看最後一層差。",
             ),
             worse(name), 2.0, Said("points of BLEU fewer", "分 BLEU（較低）"), kind="at most",
         )
@@ -151,9 +151,10 @@ STUDY = Study(
         "上：訓練損失（細線是各個種子）。下：結束時的 BLEU，以及學出來的混合中，decoder 各層取用 encoder 各層的比例。",
     ),
     doubt=Said(
-        "Small nets, trained for a short time. With many layers and long training the way to the first layers may "
-        "matter less, or more.",
-        "這裡的網路小、訓練時間短；層數多、訓練久時，差別可能更小，也可能更大。",
+        "The small language is so easy that all three learn it almost to the end; a hard one may tell them apart. With "
+        "very many layers the way to the first ones is known to matter (Bapna et al. 2018).",
+        "這個小語言很簡單，三種做法最後幾乎都學會了，較難的語言也許分得出高下。層數非常多時，"
+        "能不能直接看到前面幾層就有影響（Bapna 等人 2018）。",
     ),
     again=(
         "leeml fit --config configs/hw5_translation/tiny.yaml --model.net.routing mix",
@@ -165,7 +166,7 @@ STUDY = Study(
         "modules/nets/routing.py:make_routing",
         "scripts/studies/lab/translation.py:trained",
     ),
-    quick=Settings(Size(vocabulary=320, epochs=5)),
+    quick=Settings(Size(vocabulary=320, epochs=3)),
     full=Settings(REAL, pairs=0, fallen=4.0),
     run=run,
     statements=STATEMENTS,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modules.nets.seq2seq import TransformerSeq2Seq
-from scripts.studies.lab import recorded
+from scripts.studies.lab.recorded import attention_scores
 from scripts.studies.lab.statements import Measurements, Said, Statement
 from scripts.studies.lab.study import Play, Study, Table, mean_and_spread
 
@@ -117,7 +117,7 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
         learner = translator(settings, causal)
         found["losses"][name] = guessing(settings, learner)
         found["read"] = read[0].tolist()
-        found["scores"][name] = recorded.attention_scores(learner.eval(), torch.zeros_like(read[:, :1]), read)
+        found["scores"][name] = attention_scores(learner.eval(), torch.zeros_like(read[:, :1]), read)
     return found
 
 

@@ -1,6 +1,6 @@
 """Cross-entropy or BLEU: reinforcement learning on BLEU itself, from where cross-entropy has brought a translator.
 
-The language is made so that the two want different things. Most references are chatty: another order of words, with a
+The language is made so that the two want different things. Most references are chatty: an interjection first, and a
 particle drawn at random after each character. Cross-entropy makes that way the likeliest, but nobody can guess the
 particles; the plain way is rarer and scores more on average.
 """
@@ -27,7 +27,7 @@ from scripts.studies.lab.study import Study, Table, mean_and_spread
 from scripts.studies.lab.translation import Size, corpus, judge_translator, small_language, trained, write_pairs
 
 GOES_ON = "cross-entropy", "policy gradient"
-PARTICLES = "啊呀吧呢嘛哦"
+OPENS, PARTICLES = "欸", "啊呀吧呢嘛哦"
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Settings:
 
     size: Size = field(default_factory=Size)
     pairs: int = 2000
-    chatty: float = 0.6
+    chatty: float = 0.7
     """Share of the references that are."""
     max_tokens: int = 512
     """Of a batch of the second training."""
-    steps: int = 40
+    steps: int = 60
     """Of it."""
     rate: float = 1e-3
     """Of Adam in it."""
@@ -52,12 +52,12 @@ class Settings:
 
 
 def two_ways(settings: Settings, seed: int) -> list[tuple[str, str]]:
-    """Pairs of the small language, some with the object last, some chatty: object first, particles after all of it."""
+    """Pairs of the small language, some of them chatty."""
     rng = np.random.default_rng((seed, 1))
     pairs = []
     for said in small_language(settings.pairs, seed):
-        chatty = "".join(letter + PARTICLES[rng.integers(len(PARTICLES))] for letter in said.first)
-        pairs.append((said.source, chatty if rng.random() < settings.chatty else said.last))
+        chatty = "".join(letter + PARTICLES[rng.integers(len(PARTICLES))] for letter in said.last)
+        pairs.append((said.source, OPENS + chatty if rng.random() < settings.chatty else said.last))
     return pairs
 
 
@@ -240,12 +240,12 @@ STUDY = Study(
     "ŷ the greedy output, r = BLEU of the sentence, smoothed; of the loss 2 % is cross-entropy",
     varies=Said(
         "The loss of a second training, from the same weights, with the same batches and steps: cross-entropy, or "
-        "policy gradient (self-critical training). Six of ten references are chatty, in another order of words and "
-        "with a particle drawn at random after each character; four are plain. Chatty is likelier, but its particles "
+        "policy gradient (self-critical training). Seven of ten references are chatty, with an interjection first "
+        "and a particle drawn at random after each character; three are plain. Chatty is likelier, but its particles "
         "cannot be guessed.",
         "第二次訓練的損失：從同樣的權重、用同樣的批次與步數，繼續訓練交叉熵，或改用 policy gradient（self-critical "
         "training）。"
-        "參考翻譯有六成是囉嗦版：語序不同，每個字後面還隨機加一個語助詞；四成是簡潔版。囉嗦版的機率較高，"
+        "參考翻譯有七成是囉嗦版：先來一個「欸」，每個字後面再隨機加一個語助詞；三成是簡潔版。囉嗦版的機率較高，"
         "但語助詞猜不到。",
     ),
     caption=Said(
@@ -272,7 +272,7 @@ STUDY = Study(
         "scripts/studies/lab/translation.py:judge_translator",
         "scripts/studies/lab/translation.py:trained",
     ),
-    quick=Settings(Size(vocabulary=330, folds=4, judged=200, epochs=4, layers=1, d_model=32, heads=2, d_ff=64)),
+    quick=Settings(Size(vocabulary=330, folds=4, judged=200, epochs=6, layers=1)),
     full=Settings(Size(vocabulary=330, folds=4, judged=500, epochs=10), pairs=4000, steps=200),
     run=run,
     statements=STATEMENTS,

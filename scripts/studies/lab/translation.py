@@ -45,10 +45,10 @@ class Size:
 
 
 REAL = Size(
-    vocabulary=8000, folds=100, judged=500, max_tokens=2048, epochs=6, d_model=256, d_ff=1024, layers=3, dropout=0.1,
-    rate=1e-3, accelerator="auto",
+    vocabulary=4000, folds=100, judged=500, max_tokens=2048, epochs=2, d_model=128, d_ff=256, layers=3, dropout=0.1,
+    rate=2e-3, accelerator="auto",
 )  # fmt: skip
-"""The net of configs/hw5_translation/tiny.yaml, trained for about as long."""
+"""For HW5's own pairs: minutes on a quiet CPU."""
 
 
 class Judged(NamedTuple):

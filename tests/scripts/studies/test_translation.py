@@ -167,16 +167,17 @@ def test_checkpoints_are_judged_on_the_half_that_did_not_choose_them():
 
 
 def test_chatty_references_say_the_same_with_particles_drawn_at_random():
-    settings = reinforcement.Settings(pairs=400, chatty=0.6)
+    settings = reinforcement.Settings(pairs=400, chatty=0.7)
     pairs = reinforcement.two_ways(settings, 0)
     particles = []
     for (source, target), said in zip(pairs, small_language(400, 0), strict=True):
         assert source == said.source
         if target != said.last:
-            assert target[::2] == said.first
-            particles += target[1::2]
+            assert target[0] == reinforcement.OPENS
+            assert target[1::2] == said.last
+            particles += target[2::2]
     chatty = sum(target != said.last for (_, target), said in zip(pairs, small_language(400, 0), strict=True))
-    assert 0.5 < chatty / 400 < 0.7
+    assert 0.6 < chatty / 400 < 0.8
     share = [particles.count(particle) / len(particles) for particle in reinforcement.PARTICLES]
     assert share == pytest.approx([1 / len(reinforcement.PARTICLES)] * len(reinforcement.PARTICLES), abs=0.04)
 
