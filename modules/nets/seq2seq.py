@@ -113,7 +113,7 @@ class TransformerSeq2Seq(Seq2Seq):
         self.source_table = nn.Embedding(vocabulary, d_model)
         self.target_table = self.source_table if share else nn.Embedding(vocabulary, d_model)
         self.output_table = self.source_table if share else nn.Embedding(vocabulary, d_model)
-        for table in {self.source_table, self.target_table, self.output_table}:
+        for table in dict.fromkeys([self.source_table, self.target_table, self.output_table]):  # in this order
             nn.init.normal_(table.weight, std=d_model**-0.5)  # sqrt(d_model) x it begins near 1, and so do logits
         self.positions = absolute_positions(positions, d_model, max_length)
         self.max_length = max_length if isinstance(self.positions, LearnedPositions) else None

@@ -40,6 +40,16 @@ def test_the_course_s_sample_has_so_many_parameters():
     assert sum(p.numel() for p in RecurrentSeq2Seq(7992).parameters()) == 11_247_872
 
 
+def test_a_seed_tells_the_weights_of_separate_tables():
+    nets = []  # all are kept, so that each lies elsewhere in memory
+    for _ in range(12):
+        torch.manual_seed(0)
+        nets.append(TransformerSeq2Seq(V, 8, 2, 12, 1, share=False))
+    for net in nets[1:]:
+        for one, other in zip(nets[0].parameters(), net.parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
 def test_it_equals_torch_s_transformer_with_the_same_weights():
     net = made("post")
     theirs = nn.Transformer(8, 2, 2, 2, 12, 0.0, batch_first=True).eval()
