@@ -212,17 +212,19 @@ def figure(measurements: list[Measurements]) -> Figure:
 
 
 def table(measurements: list[Measurements]) -> Table:
-    """Where both begin, where they end, and what a step takes."""
+    """Where both begin, where they end, what a step takes, and what is said of one sentence."""
     keys = ("loss", "bleu")
-    rows = [["begins", *(mean_and_spread(curve(measurements, GOES_ON[0], key)[:, 0]) for key in keys), ""]]
+    rows = [["begins", *(mean_and_spread(curve(measurements, WORDS, key)[:, 0]) for key in keys), "", ""]]
     for name in GOES_ON:
         ends = (mean_and_spread(curve(measurements, name, key)[:, -1]) for key in keys)
-        times = [m[name]["seconds"] / m[GOES_ON[0]]["seconds"] for m in measurements]
-        rows.append([f"after {name}", *ends, mean_and_spread(times)])
+        times = [m[name]["seconds"] / m[WORDS]["seconds"] for m in measurements]
+        rows.append([f"after {name}", *ends, mean_and_spread(times), measurements[0][name]["example"][2]])
     by_bleu, by_loss = np.array([chosen(m) for m in measurements]).T
-    rows += [["the best by BLEU on other pairs", "", mean_and_spread(by_bleu), ""]]
-    rows += [["the best by cross-entropy on other pairs", "", mean_and_spread(by_loss), ""]]
-    return ["held out", "cross-entropy (nats a token)", "BLEU", "time of a step"], rows
+    source, reference, _ = measurements[0][WORDS]["example"]
+    rows += [["the best by BLEU on other pairs", "", mean_and_spread(by_bleu), "", ""]]
+    rows += [["the best by cross-entropy on other pairs", "", mean_and_spread(by_loss), "", ""]]
+    rows += [["reference", "", "", "", f"{source}: {reference}"]]
+    return ["held out", "cross-entropy (nats a token)", "BLEU", "time of a step", "a sentence"], rows
 
 
 STUDY = Study(
