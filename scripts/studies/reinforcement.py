@@ -2,7 +2,8 @@
 
 The language is made so that the two want different things. Most references are chatty: an interjection first, and a
 particle drawn at random after each character. Cross-entropy makes that way the likeliest, but nobody can guess the
-particles; the plain way is rarer and scores more on average.
+particles; the formal way, with the same particle each time, is rarer and scores more on average. Both are equally
+long, as batches hold sentences of about one length.
 """
 
 import time
@@ -27,7 +28,8 @@ from scripts.studies.lab.study import Study, Table, mean_and_spread
 from scripts.studies.lab.translation import Size, corpus, judge_translator, small_language, trained, write_pairs
 
 GOES_ON = "cross-entropy", "policy gradient"
-OPENS, PARTICLES = "欸", "啊呀吧呢嘛哦"
+PARTICLES = {"欸": "啊呀吧呢嘛哦", "請": "之"}
+"""After each character, by how a sentence begins: chatty, formal."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Settings:
     """Of a batch of the second training."""
     steps: int = 60
     """Of it."""
-    rate: float = 1e-3
+    rate: float = 5e-4
     """Of Adam in it."""
     samples: int = 4
     temperature: float = 0.5
@@ -52,12 +54,13 @@ class Settings:
 
 
 def two_ways(settings: Settings, seed: int) -> list[tuple[str, str]]:
-    """Pairs of the small language, some of them chatty."""
+    """Pairs of the small language, some of them chatty, the others formal."""
     rng = np.random.default_rng((seed, 1))
     pairs = []
     for said in small_language(settings.pairs, seed):
-        chatty = "".join(letter + PARTICLES[rng.integers(len(PARTICLES))] for letter in said.last)
-        pairs.append((said.source, OPENS + chatty if rng.random() < settings.chatty else said.last))
+        opens, particles = list(PARTICLES.items())[rng.random() >= settings.chatty]
+        told = "".join(letter + particles[rng.integers(len(particles))] for letter in said.last)
+        pairs.append((said.source, opens + told))
     return pairs
 
 
@@ -243,7 +246,8 @@ STUDY = Study(
     varies=Said(
         "The loss of a second training, from the same weights, with the same batches and steps: cross-entropy, or "
         "policy gradient (self-critical training). Seven of ten references are chatty, with an interjection first "
-        "and a particle drawn at random after each character; three are plain. Chatty is likelier, but its particles "
+        "and a particle drawn at random after each character; three are formal, always with the same one. Chatty is "
+        "likelier, but its particles "
         "cannot be guessed.",
         "第二次訓練的損失：從同樣的權重、用同樣的批次與步數，繼續訓練交叉熵，或改用 policy gradient（self-critical "
         "training）。"
@@ -274,7 +278,7 @@ STUDY = Study(
         "scripts/studies/lab/translation.py:judge_translator",
         "scripts/studies/lab/translation.py:trained",
     ),
-    quick=Settings(Size(vocabulary=330, folds=4, judged=200, epochs=6, layers=1)),
+    quick=Settings(Size(vocabulary=330, folds=4, judged=200, epochs=10, layers=1)),
     full=Settings(Size(vocabulary=330, folds=4, judged=500, epochs=10), pairs=4000, steps=200),
     run=run,
     statements=STATEMENTS,

@@ -167,19 +167,15 @@ def test_checkpoints_are_judged_on_the_half_that_did_not_choose_them():
 
 
 def test_chatty_references_say_the_same_with_particles_drawn_at_random():
-    settings = reinforcement.Settings(pairs=400, chatty=0.7)
-    pairs = reinforcement.two_ways(settings, 0)
-    particles = []
+    pairs = reinforcement.two_ways(reinforcement.Settings(pairs=400, chatty=0.7), 0)
+    seen = {opens: "" for opens in reinforcement.PARTICLES}
     for (source, target), said in zip(pairs, small_language(400, 0), strict=True):
-        assert source == said.source
-        if target != said.last:
-            assert target[0] == reinforcement.OPENS
-            assert target[1::2] == said.last
-            particles += target[2::2]
-    chatty = sum(target != said.last for (_, target), said in zip(pairs, small_language(400, 0), strict=True))
-    assert 0.6 < chatty / 400 < 0.8
-    share = [particles.count(particle) / len(particles) for particle in reinforcement.PARTICLES]
-    assert share == pytest.approx([1 / len(reinforcement.PARTICLES)] * len(reinforcement.PARTICLES), abs=0.04)
+        assert (source, target[1::2]) == (said.source, said.last)
+        seen[target[0]] += target[2::2]
+    for opens, particles in reinforcement.PARTICLES.items():
+        shares = [seen[opens].count(particle) / len(seen[opens]) for particle in particles]
+        assert shares == pytest.approx([1 / len(particles)] * len(particles), abs=0.04)
+    assert 0.6 < sum(target[0] == "欸" for _, target in pairs) / 400 < 0.8
 
 
 def test_both_ways_go_on_from_the_same_weights(tmp_path):
