@@ -247,12 +247,11 @@ STUDY = Study(
         "The loss of a second training, from the same weights, with the same batches and steps: cross-entropy, or "
         "policy gradient (self-critical training). Seven of ten references are chatty, with an interjection first "
         "and a particle drawn at random after each character; three are formal, always with the same one. Chatty is "
-        "likelier, but its particles "
-        "cannot be guessed.",
+        "likelier, but its particles cannot be guessed.",
         "第二次訓練的損失：從同樣的權重、用同樣的批次與步數，繼續訓練交叉熵，或改用 policy gradient（self-critical "
         "training）。"
-        "參考翻譯有七成是囉嗦版：先來一個「欸」，每個字後面再隨機加一個語助詞；三成是簡潔版。囉嗦版的機率較高，"
-        "但語助詞猜不到。",
+        "參考翻譯有七成是口語版：先來一個「欸」，每個字後面再隨機加一個語助詞；三成是正式版，以「請」開頭，"
+        "每個字後面都加「之」。口語版的機率較高，但語助詞猜不到。",
     ),
     caption=Said(
         "Top: cross-entropy and BLEU while it goes on, thin lines are single seeds. Bottom: one against the other; "

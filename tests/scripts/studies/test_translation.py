@@ -168,7 +168,7 @@ def test_checkpoints_are_judged_on_the_half_that_did_not_choose_them():
 
 def test_chatty_references_say_the_same_with_particles_drawn_at_random():
     pairs = reinforcement.two_ways(reinforcement.Settings(pairs=400, chatty=0.7), 0)
-    seen = {opens: "" for opens in reinforcement.PARTICLES}
+    seen = dict.fromkeys(reinforcement.PARTICLES, "")
     for (source, target), said in zip(pairs, small_language(400, 0), strict=True):
         assert (source, target[1::2]) == (said.source, said.last)
         seen[target[0]] += target[2::2]
