@@ -172,7 +172,7 @@ def of(measurements: list[Measurements], orders: str, way: str, key: str) -> np.
 def gap(found: Measurements, key: str, more: str, less: str, orders: int = ORDERS[-1]) -> float:
     """By how much a number of one way exceeds that of another, on a corpus."""
     ways = found[str(orders)]["ways"]
-    return ways[more][key] - ways[less][key]
+    return float(ways[more][key] - ways[less][key])
 
 
 def refined(found: Measurements, key: str) -> float:
@@ -184,7 +184,7 @@ def refined(found: Measurements, key: str) -> float:
 def quotient(found: Measurements) -> float:
     """Time of a sentence token by token, over that in one shot."""
     ways = found[str(ORDERS[-1])]["ways"]
-    return ways[SLOW]["seconds"] / ways[SHOT]["seconds"]
+    return float(ways[SLOW]["seconds"] / ways[SHOT]["seconds"])
 
 
 POINTS = Said("points of BLEU", "分 BLEU")
