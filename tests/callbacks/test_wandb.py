@@ -20,7 +20,8 @@ from datamodules.files.places import PROJECT
 from datamodules.generated import write_covid
 from scripts.leeml import main
 from scripts.run.folder import RunFolder
-from scripts.train import run_cli, settle_wandb
+from scripts.run.wandb_run import settle_wandb
+from scripts.train import run_cli
 
 PRESETS = {p.stem: p for p in sorted((PROJECT / "configs/presets").glob("*.yaml"))}
 CONFIGS = sorted((PROJECT / "configs/hw1_covid").glob("*.yaml"))

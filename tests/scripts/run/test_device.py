@@ -15,8 +15,9 @@ from datamodules import base
 from datamodules.hw3_food import FoodData
 from datamodules.hw4_speaker import SpeakerData
 from datamodules.hw5_translation import TranslationData
+from scripts.run.device import settle_device
 from scripts.run.folder import RunFolder, agreed
-from scripts.train import LeemlCLI, settle_device
+from scripts.train import LeemlCLI
 
 
 def settings(**changes: Any) -> Namespace:
