@@ -296,6 +296,11 @@ def test_presets_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     assert "WarmupScheduler" in names
 
 
+def test_cuda_graphs_are_a_flag_on_top_of_the_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    found = printed([*MEDIUM, *preset("gpu"), "--trainer.callbacks.mode", "reduce-overhead"], capsys)
+    assert found["trainer"]["callbacks"][-1]["init_args"] == {"mode": "reduce-overhead"}
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has a GPU")
 @pytest.mark.usefixtures("nobody")
 def test_gpu_preset_without_gpu(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
