@@ -9,7 +9,6 @@ import json
 import logging
 import shutil
 import sys
-from argparse import RawDescriptionHelpFormatter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,6 +202,7 @@ def draw_importance(study: "Study", sweep: "Sweep", path: Path) -> str | None:
     from matplotlib.figure import Figure
 
     from callbacks.files import whole
+    from modules.pictures.captions import explain
 
     every = optuna.create_study(direction=sweep.direction)  # Optuna leaves out the trials that were stopped early
     every.add_trials(
@@ -219,7 +219,7 @@ def draw_importance(study: "Study", sweep: "Sweep", path: Path) -> str | None:
     bars, *panels = figure.subplots(1, len(names) + 1)
     bars.barh([name.rpartition(".")[2] for name in names], list(importance.values()), color="tab:blue")
     bars.invert_yaxis()
-    bars.set(xlabel="share of the variance of the score", title=f"importance (fANOVA of {len(scored)} trials)")
+    bars.set(xlabel="share of the variance of the score", title="importance (fANOVA)")
     bars.set_xlim(0, 1)
     for name, axes in zip(names, panels, strict=True):
         kind = sweep.space[name]
@@ -235,7 +235,7 @@ def draw_importance(study: "Study", sweep: "Sweep", path: Path) -> str | None:
         axes.set(xlabel=name, ylabel=f"best {sweep.metric}")
         axes.grid(alpha=0.3)
     panels[-1].legend(fontsize="small")
-    figure.suptitle(f"Search of {len(scored)} trials: what changed {sweep.metric}")
+    explain("importance", figure, f"{sweep.metric} of {len(scored)} trials")
     with whole(path) as scratch:
         figure.savefig(scratch, format="png", dpi=110)
     return None
@@ -333,7 +333,7 @@ def check_sweep(run: RunFolder, flags: list[str]) -> None:
 
 def main(args: list[str]) -> int:
     """Search, or go on with a search."""
-    parser = Parser(prog="leeml tune", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(prog="leeml tune", description=__doc__)
     parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="such as configs/sweeps/hw1_covid.yaml")
     parser.add_argument("--trials", type=int, help="of the whole search (default: run_cap of the file, else 20)")
     parser.add_argument("--run_dir", type=Path, help="folder of the search (default: runs/<homework>/tune/<time>)")
