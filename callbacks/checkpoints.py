@@ -16,10 +16,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from callbacks.exit_codes import TERMINATED
 from callbacks.files import whole
 
 REST = 20  # a save that takes a second is followed by at least so many seconds without one
-TERMINATED = 128 + signal.SIGTERM  # exit code of a process that was asked to end
 
 
 class RunCheckpointIO(TorchCheckpointIO):

@@ -401,10 +401,10 @@ def plan(args: list[str]) -> Plan:
             if run is None:
                 raise UsageError(f"--ckpt_path {ckpt} needs --run_dir, the folder of the run it is in")
             stored = run_config(run, subcommand, typed, own.trust)
-            if ckpt is None and not (run.checkpoints / "best.ckpt").is_file() and run.resumable():
+            path = run.checkpoint(ckpt) if ckpt else run.kept()
+            if ckpt is None and path.stem == "last":
                 print("leeml: this run has no best.ckpt, as no epoch was validated: last.ckpt it is", file=sys.stderr)
-                ckpt = "last"
-            ckpt = str(run.checkpoint(ckpt or "best"))
+            ckpt = str(path)
         if stored is None and run is not None and run.config.is_file():
             stored = run_config(run, subcommand, typed, own.trust)
         elif stored is None and not configs:

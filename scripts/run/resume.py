@@ -12,7 +12,7 @@ from datamodules.errors import DataError
 from modules.base import HomeworkModule
 from scripts.run.checkpoint import from_config
 
-ELSEWHERE = ("root", "dir", "edition", "workers")  # flags of the data that change no batch
+PLACES = ("root", "dir", "edition", "workers")  # flags of the data that change no batch
 MOVING = ("params", "lr", "initial_lr", "schedule_step")  # of a param group: what training itself changes
 
 Changes = list[dict[str, Any]]  # for each param group the settings that flags have changed
@@ -85,7 +85,7 @@ def check_data(path: Path, checkpoint: Mapping[str, Any], data: Mapping[str, Any
     if progress["is_last_batch"] or not any(loader.get("given") for loader in loaders if isinstance(loader, dict)):
         return
     before, now = (config.get("init_args") or {} for config in (checkpoint["config"]["data"], data))
-    for key in sorted({*before, *now} - {*ELSEWHERE}):
+    for key in sorted({*before, *now} - {*PLACES}):
         if before.get(key) != now.get(key):
             raise DataError(
                 f"{path}: of the middle of an epoch, whose batches data.{key} would change (from {before.get(key)} to "
