@@ -222,5 +222,6 @@ def most_confused(matrix: Tensor, classes: list[str]) -> Figure:
         chosen, names = torch.cat([chosen, others.float().unsqueeze(0)]), [*names, "others"]
     figure = confusion_matrix(chosen @ matrix @ chosen.T, names)
     right = matrix.trace() / matrix.sum().clamp(min=1)
-    figure.axes[0].set_title(f"the {count} most confused of {len(classes)} speakers; accuracy of all {right:.3f}")
+    said = f"the {count} most confused of {len(classes)} speakers; accuracy of all {right:.3f}"
+    figure.axes[0].set_title(said, fontsize=9)
     return figure

@@ -102,7 +102,10 @@ def draw_both(names: list[str], curves: list[dict[str, Curve]], both: list[str],
         for name, own in zip(names, curves, strict=True):
             steps, values = zip(*own[metric], strict=True)
             axes.plot(steps, values, label=name, linewidth=1.2, marker="." if len(steps) < FEW else None)
-        axes.set(xlabel="optimizer step", title=metric)
+        axes.set(xlabel="optimizer step", ylabel=metric)
+        every = [value for own in curves for _, value in own[metric]]
+        if min(every) > 0 and max(every) > 10 * min(every):
+            axes.set_yscale("log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     explain("runs_diff", figure)

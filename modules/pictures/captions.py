@@ -51,7 +51,7 @@ CAPTIONS = {
     ),
     "predicted_against_true": Caption(
         "Predicted against true values",
-        "A point is a held-out row. On the grey line it is right; above it, predicted too high.",
+        "A point is a held-out row: right on the grey line, too high above it.",
         "每點是一筆驗證資料。落在灰線上表示完全正確，線上方表示預測過高。",
     ),
     "confusion": Caption(

@@ -52,7 +52,7 @@ def confusion_matrix(matrix: Tensor, classes: Sequence[str]) -> Figure:
             number = f"{counts[row, column]:.0f}"
             axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=7)
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(f"{counts.sum():.0f} samples, accuracy {_accuracy(counts):.3f}")
+    axes.set_title(f"{counts.sum():.0f} samples, accuracy {_accuracy(counts):.3f}", fontsize=9)
     return figure
 
 
@@ -83,7 +83,7 @@ def class_accuracy(matrix: Tensor, classes: Sequence[str]) -> Figure:
     axes.axvline(total, color="tab:red", linewidth=1)
     axes.set(xlabel=f"accuracy; line: {total:.3f} of all samples", xlim=(0, 1), ylim=(max(1, len(order)) - 0.5, -0.5))
     if len(order) < len(filled):
-        axes.set_title(f"the worst {len(order)} of {len(filled)} classes")
+        axes.set_title(f"the worst {len(order)} of {len(filled)} classes", fontsize=9)
     return figure
 
 
