@@ -245,7 +245,7 @@ def labelled_frames(
         for label, count in zip(runs.tolist(), counts.tolist(), strict=True):
             axes.axvspan(start * seconds, (start + count) * seconds, color=colours(label), alpha=0.45, linewidth=0)
             axes.axvline(start * seconds, color="white", linewidth=0.8)
-            name, room = printable(classes[label]), 0.85 * inches * count / len(x)  # names of tracks and a bar stand beside
+            name, room = printable(classes[label]), 0.85 * inches * count / len(x)  # names and a bar stand beside
             if room >= 0.09:  # a line of letters of 7 points is as high, and a letter 0.065 wide at most
                 turned = 0 if room >= 0.065 * len(name) else 90
                 place = ((start + count / 2) * seconds, 0.5)
