@@ -88,6 +88,8 @@ class HomeworkData(LightningDataModule, ABC):
         self.fold = fold
         self.seed = seed
         self.facts: Facts | None = None
+        self.settled: dict[str, Any] = {}
+        """Arguments that were null and are derived from the files, for the run's config.yaml; set by `read_files`."""
         self._expected: Facts | None = None
 
     def setup(self, stage: str) -> None:

@@ -42,6 +42,7 @@ class SpeakerClassifier(Classifier):
         normalise: Subtract each utterance's mean from every band first: a channel's colour falls away.
         augment: What is done to the stretches in training, such as SpecAugment: modules that take (x, mask).
         activation: After the hidden layer: relu in the course's code of 2021 and 2022, sigmoid in that of 2023.
+        focal: gamma of the focal loss (see modules/losses.py); 0: cross-entropy.
     """
 
     homework: ClassVar[str] = "hw4_speaker"
@@ -59,8 +60,9 @@ class SpeakerClassifier(Classifier):
         normalise: bool = False,
         augment: list[nn.Module] | None = None,
         activation: Activation = "relu",
+        focal: float = 0.0,
     ) -> None:
-        super().__init__(optimizer, members, label_smoothing)
+        super().__init__(optimizer, members, label_smoothing, focal)
         check_shares(dropout=dropout)
         self.save_hyperparameters(ignore=["optimizer", "net", "head", "augment"])
         self.new_net: Callable[..., nn.Module] = net or TransformerFrames
