@@ -16,10 +16,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from callbacks.exit_codes import TERMINATED
 from callbacks.files import whole
 
 REST = 20  # a save that takes a second is followed by at least so many seconds without one
-TERMINATED = 128 + signal.SIGTERM  # exit code of a process that was asked to end
 
 
 class RunCheckpointIO(TorchCheckpointIO):
@@ -33,25 +33,31 @@ class RunCheckpointIO(TorchCheckpointIO):
 
     def __init__(self) -> None:
         self.hold = False
+        self.seconds = 0.0
+        """Spent on packing and writing, of all checkpoints so far."""
         self._held: tuple[Path, io.BytesIO] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint that appears whole or not at all."""
+        start = time.perf_counter()
         memory = io.BytesIO()  # torch's own file writer turns a full disk into a RuntimeError
         torch.save(checkpoint, memory)
         self._held = (Path(path), memory)
+        self.seconds += time.perf_counter() - start
         if not self.hold:
             self.release()
 
     def release(self) -> None:
         """Write the checkpoint that is held, if there is one."""
         if self._held is not None:
+            start = time.perf_counter()
             path, memory = self._held
             self._held = None
             with whole(path) as scratch:
                 scratch.write_bytes(memory.getbuffer())
                 with open(scratch, "rb") as file:
                     os.fsync(file.fileno())  # a power cut must not leave the name without the content
+            self.seconds += time.perf_counter() - start
 
     @property
     def holds(self) -> bool:

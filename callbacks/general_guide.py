@@ -152,7 +152,7 @@ class GeneralGuide(Callback):
         test += "" if chance is None else f", chance {chance:.4g}"
         rank_zero_info(
             f"general guide: {self.branch} (training loss {run.train:.4g}, validation {run.validation:.4g}{test}, "
-            f"{len(references)} other runs): {ADVICE[self.branch]}"
+            f"other runs: {len(references)}): {ADVICE[self.branch]}"
         )
 
 

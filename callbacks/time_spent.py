@@ -1,4 +1,4 @@
-"""Where the time of a training goes: loader, steps, validation, checkpoints."""
+"""Where the time of a training goes: loader, steps, validation, decoding, checkpoints."""
 
 import time
 from typing import Any
@@ -14,38 +14,48 @@ class TimeSpent(Callback):
     """Says at the end of a fit where its time went, and once, while it runs, that the GPU waits for its batches.
 
     On a GPU the host runs ahead: its steps are short until the device's queue is full, and their times are then the
-    device's. What is neither loader, step nor validation (checkpoints, figures, logging) is "other".
+    device's. Decoding is what the module counts of a validation in its `decoding_seconds`, where it has them;
+    checkpoints are what RunCheckpointIO counts, wherever it writes them. The rest (figures, logging) is "other".
     """
 
     def __init__(self) -> None:
-        self.spent = {"loader": 0.0, "step": 0.0, "validation": 0.0, "other": 0.0}
+        self.spent = dict.fromkeys(("loader", "step", "validation", "decoding", "checkpoints", "other"), 0.0)
         """Seconds."""
-        self._last, self._steps, self._warned, self._validating = 0.0, 0, False, False
+        self._last, self._steps, self._warned = 0.0, 0, False
+        self._within = {"decoding": 0.0, "checkpoints": 0.0}
+        """What their own clocks said at the last call."""
 
-    def _count(self, part: str) -> None:
-        """What has passed since the last call belongs to a part."""
+    def _count(self, part: str, trainer: Trainer, module: LightningModule) -> None:
+        """What has passed since the last call belongs to a part, but for decoding and checkpoints within it."""
         now = time.perf_counter()
         self.spent[part] += now - self._last
         self._last = now
+        clocks = {"decoding": (module, "decoding_seconds"), "checkpoints": (trainer.strategy.checkpoint_io, "seconds")}
+        for name, (place, attribute) in clocks.items():
+            passed = getattr(place, attribute, 0.0) - self._within[name]
+            self._within[name] += passed
+            self.spent[name] += passed
+            self.spent[part] -= passed
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the fit."""
-        self.spent = dict.fromkeys(self.spent, 0.0)
         self._last, self._steps, self._warned = time.perf_counter(), 0, False
+        self._count("other", trainer, pl_module)  # what was decoded and saved before is no part of it
+        self.spent = dict.fromkeys(self.spent, 0.0)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What came before is no waiting for the loader."""
-        self._count("other")
+        self._count("other", trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The batch is there."""
-        self._count("loader")
+        self._count("loader", trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The step is made."""
-        self._count("step")
+        self._count("step", trainer, pl_module)
         self._steps += 1
         if self._steps == SEEN:  # the first ones start workers and compile
             self.spent["other"] += self.spent["loader"] + self.spent["step"]
@@ -62,17 +72,18 @@ class TimeSpent(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A validation within the training, or before it."""
         if self._last:
-            self._count("other")
+            self._count("other", trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """It is done, decoding and metrics included."""
+        """It is done, metrics included."""
         if self._last:
-            self._count("validation")
+            self._count("validation", trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print where the time of the fit went."""
-        self._count("other")
+        self._count("other", trainer, pl_module)
         total = sum(self.spent.values())
         if self._steps:
-            shares = ", ".join(f"{part} {seconds / max(total, 1e-9):.0%}" for part, seconds in self.spent.items())
+            parts = [(part, seconds / max(total, 1e-9)) for part, seconds in self.spent.items() if seconds]
+            shares = ", ".join(f"{part} {share:.0%}" for part, share in parts)
             rank_zero_info(f"time of {total:.0f} s: {shares}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from matplotlib.figure import Figure
@@ -89,6 +88,8 @@ class HomeworkData(LightningDataModule, ABC):
         self.fold = fold
         self.seed = seed
         self.facts: Facts | None = None
+        self.settled: dict[str, Any] = {}
+        """Arguments that were null and are derived from the files, for the run's config.yaml; set by `read_files`."""
         self._expected: Facts | None = None
 
     def setup(self, stage: str) -> None:
@@ -253,6 +254,11 @@ class HomeworkData(LightningDataModule, ABC):
             )
         return self.trainer.global_rank, self.trainer.world_size
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the trainer at hand computes on an NVIDIA GPU."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
     def loading(self, workers: int | None) -> dict[str, Any]:
         """How a DataLoader makes batches on the CPU: in how many processes, and whether in pinned memory, for a GPU.
 
@@ -260,13 +266,11 @@ class HomeworkData(LightningDataModule, ABC):
             workers: Processes; None: none where the CPU trains too, else the cores that this process may use, shared
                 out over the GPUs of this machine, less one for the training process, and 8 at most.
         """
-        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        on_gpu = device.type == "cuda"
         if workers is None:
-            ranks = getattr(self.trainer, "num_devices", 1) if on_gpu else 1
-            workers = max(0, min(8, cores() // ranks - 1)) if on_gpu else 0
+            ranks = getattr(self.trainer, "num_devices", 1)
+            workers = max(0, min(8, cores() // ranks - 1)) if self.on_gpu else 0
         more = {"persistent_workers": True, "prefetch_factor": 4} if workers else {}
-        return {"num_workers": workers, "pin_memory": on_gpu, **more}
+        return {"num_workers": workers, "pin_memory": self.on_gpu, **more}
 
     def model_facts(self) -> Facts | None:
         """The facts of a trained module, which the files at hand must fit."""

@@ -26,6 +26,8 @@ from datamodules.speech.phones import Labels, PhoneSet, classes, read_table
 JUDGED = 4096  # frames of a batch of validation, test and prediction: no more than its windows need little memory
 SILENCES = ("sil", "h#")  # names of the class that is no phone
 CLASSES = 41  # of LibriPhone, whose files do not name them
+EPOCH_STEPS = 50  # of an epoch of few frames, where no batch size is given
+FEWEST, MOST = 500, 8_000  # frames of such a batch: an utterance of usual length; what any GPU has memory for
 
 
 class PhonemeData(ClassifierData):
@@ -40,7 +42,7 @@ class PhonemeData(ClassifierData):
         split: What is held out together: utterance (as the course) or speaker. Default: speaker where they are known.
             Of TIMIT-11 utterances that follow each other, the first fold at the end: neighbours may share a speaker.
         batch_size: Frames of one optimizer step over all ranks together; of whole utterances, with their padding, and
-            never less than 2 w - 1 times the longest, with w ranks.
+            never less than 2 w - 1 times the longest, with w ranks. null: see `derived_batch`.
         precision: Of the frames.
 
     Utterances of TIMIT-11 are rebuilt from its rows (datamodules/speech/timit11.py). Where the rows are in another
@@ -62,14 +64,14 @@ class PhonemeData(ClassifierData):
         seed: int = 0,
         window: int | None = 1,
         split: Literal["utterance", "speaker"] | None = None,
-        batch_size: int = 512,
+        batch_size: int | None = 512,
         precision: Precision = "float16",
     ) -> None:
         super().__init__(root, dir, edition, folds, fold, seed)
         if window is not None and (window < 1 or window % 2 == 0):
             raise DataError(f"data.window is {window}: expected an odd number of frames, or null for whole utterances")
-        if batch_size < 1:
-            raise DataError(f"data.batch_size is {batch_size}: expected at least 1")
+        if batch_size is not None and batch_size < 1:
+            raise DataError(f"data.batch_size is {batch_size}: expected at least 1, or null")
         self.window, self.split_by, self.batch_size, self.precision = window, split, batch_size, precision
         self.names: list[str] = []
         """Names of the classes."""
@@ -145,6 +147,13 @@ class PhonemeData(ClassifierData):
                 f"{folder}: has {_short(self.names)}, but the model was trained on {_short(expected['classes'])}"
             )
         self.facts = self._find_facts()
+        if self.batch_size is None:
+            self.settled["batch_size"] = derived_batch(len(self.chosen_folds()[0].train))
+
+    @property
+    def frames_a_step(self) -> int:
+        """The batch size given, or derived."""
+        return self.batch_size or self.settled["batch_size"]
 
     def summary(self) -> list[str]:
         """Utterances or rows, how the recordings became them where we know, frames and classes."""
@@ -308,9 +317,11 @@ class PhonemeData(ClassifierData):
         rank, world = self.rank()
         if self.window is None and isinstance(self.frames, Packed):
             chosen = self._chosen().train
-            sampler = LengthBucketSampler(chosen, self.frames.lengths[chosen], self.batch_size, self.seed, rank, world)
+            sampler = LengthBucketSampler(
+                chosen, self.frames.lengths[chosen], self.frames_a_step, self.seed, rank, world
+            )
             return ResumableLoader(self._dataset(self.frames, self.targets), sampler)
-        rows = EpochBatchSampler([self.chosen_folds()[0].train], self.batch_size, self.seed, rank, world)
+        rows = EpochBatchSampler([self.chosen_folds()[0].train], self.frames_a_step, self.seed, rank, world)
         return ResumableLoader(self._dataset(self.frames, self.targets), rows)
 
     def val_dataloader(self) -> DataLoader:
@@ -370,6 +381,15 @@ class PhonemeData(ClassifierData):
     def submission(self, predictions: np.ndarray) -> tuple[list[str], list[list[Any]]]:
         """Header and rows of the course's file for probabilities (N, C) of all test frames in order."""
         return ["Id", "Class"], [[number, int(c)] for number, c in enumerate(self.decide(predictions))]
+
+
+def derived_batch(frames: int) -> int:
+    """Frames of an optimizer step for so many to train on: a fiftieth of them, from 500 to 8,000.
+
+    On few minutes of speech many small steps learn more than a few large ones (docs/hw2_phoneme.md); on hours of it
+    8,000 frames use a GPU well, and a step fits into the memory of any.
+    """
+    return min(MOST, max(FEWEST, frames // EPOCH_STEPS))
 
 
 def _home(folder: Path) -> Path | None:

@@ -28,6 +28,7 @@ from datamodules.text.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
 TRAIN = ("train_dev.raw", "raw")  # what the course calls its files, before .en and .zh
 TEST = ("test.raw", "test", "test/test")
+GPU_MULTIPLE = 8  # of padded lengths: tensor cores take numbers of 16 bits by eight
 JUDGED = 4096  # tokens of a batch of validation, test and prediction: their scores over the vocabulary need memory
 SIDES: tuple[Language, Language] = ("en", "zh")
 
@@ -56,7 +57,8 @@ class TranslationData(HomeworkData):
         tag: Mark the sources of synthetic pairs (Caswell et al. 2019, "Tagged Back-Translation").
         workers: Processes that make the training batches; 0 is the training process itself; null: none on a
             CPU, and beside a GPU as many as there are cores (see HomeworkData.loading).
-        multiple: Padded lengths are multiples of it; 8 suits GPUs and torch.compile.
+        multiple: Padded lengths are multiples of it; null: of 8 on a GPU, which suits its products and torch.compile,
+            else of 1.
         quick: Held-out pairs in the fixed subset that is decoded at each validation.
     """
 
@@ -87,13 +89,13 @@ class TranslationData(HomeworkData):
         synthetic_only: bool = False,
         tag: bool = True,
         workers: int | None = None,
-        multiple: int = 1,
+        multiple: int | None = None,
         quick: int = 500,
     ) -> None:
         super().__init__(root, dir, edition, folds, fold, seed)
         for name, value, least in (
             ("vocabulary", vocabulary, 300), ("max_length", max_length, 2), ("workers", workers or 0, 0),
-            ("multiple", multiple, 1), ("quick", quick, 1),
+            ("multiple", 1 if multiple is None else multiple, 1), ("quick", quick, 1),
         ):  # fmt: skip
             if value < least:
                 raise DataError(f"data.{name} is {value}: expected at least {least}")
@@ -360,10 +362,14 @@ class TranslationData(HomeworkData):
 
     def _data(self, corpus: TokenCorpus, tagged: int | None = None) -> Pairs:
         tag = self.tokenizer.tag
-        return Pairs(corpus, SIDES.index(self.source), self.max_length, self.multiple, tagged, tag)
+        return Pairs(corpus, SIDES.index(self.source), self.max_length, self._multiple, tagged, tag)
+
+    @property
+    def _multiple(self) -> int:
+        return self.multiple or (GPU_MULTIPLE if self.on_gpu else 1)
 
     def _padded(self, lengths: np.ndarray) -> np.ndarray:
-        return -(-lengths // self.multiple) * self.multiple
+        return -(-lengths // self._multiple) * self._multiple
 
     def train_dataloader(self) -> DataLoader:
         """Pairs in batches of like length: source (B, S), target (B, T), row (B,)."""

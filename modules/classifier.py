@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from modules.base import HomeworkModule
+from modules.losses import focal_loss
 
 
 class Judged(NamedTuple):
@@ -57,19 +58,26 @@ class Classifier(HomeworkModule):
         optimizer: See HomeworkModule.
         members: Networks trained side by side on the same batches, from other weights.
         label_smoothing: Share of the target spread evenly over all classes (Szegedy et al. 2016, arXiv 1512.00567).
+        focal: gamma of the focal loss, which counts what is found already for little; 0: cross-entropy.
     """
 
     monitor: ClassVar[str] = "val/accuracy"
     mode: ClassVar[str] = "max"
 
     def __init__(
-        self, optimizer: OptimizerCallable | None = None, members: int = 1, label_smoothing: float = 0.0
+        self,
+        optimizer: OptimizerCallable | None = None,
+        members: int = 1,
+        label_smoothing: float = 0.0,
+        focal: float = 0.0,
     ) -> None:
         super().__init__(optimizer)
         if members < 1:
             raise MisconfigurationException(f"model.members is {members}: expected at least 1")
         check_shares(label_smoothing=label_smoothing)
-        self.members, self.label_smoothing = members, label_smoothing
+        if focal < 0:
+            raise MisconfigurationException(f"model.focal is {focal}: expected 0 or more")
+        self.members, self.label_smoothing, self.focal = members, label_smoothing, focal
         self.augment = nn.ModuleList()
 
     def build_metrics(self, count: int, **further: Metric) -> None:
@@ -111,19 +119,23 @@ class Classifier(HomeworkModule):
         """The batch's `y` or `row` (N,) of all that is classified."""
         return batch[name]
 
-    def members_loss(self, scores: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy of all members, the mean over rows, logged as the mean over members too.
+    def row_losses(self, scores: Tensor, target: Tensor) -> Tensor:
+        """Sum over rows of the loss of logits (N, C) for classes (N,) or their shares (N, C)."""
+        return focal_loss(scores, target, self.focal, self.label_smoothing)
+
+    def members_loss(self, scores: Tensor, y: Tensor, losses: Tensor | None = None) -> Tensor:
+        """The mean over rows, logged as the mean over members too.
 
         The members' sum is what is differentiated: each learns as if alone, but that clipping sees them together.
 
         Args:
             scores: Logits (M, N, C).
             y: Classes (N,).
+            losses: Sum over rows and members (); None: that of `row_losses`.
         """
         every = y.expand(len(scores), -1)
-        losses = F.cross_entropy(
-            scores.flatten(0, 1), every.flatten(), label_smoothing=self.label_smoothing, reduction="sum"
-        )
+        if losses is None:
+            losses = self.row_losses(scores.flatten(0, 1), every.flatten())
         loss = self.global_mean(losses, len(y))
         self.track(loss / len(scores), scores.argmax(-1) == every)
         return loss

@@ -227,5 +227,5 @@ class CovidRegressor(HomeworkModule):
         axes.scatter(true, predicted, s=8, alpha=0.5)
         rmse = (predicted - true).square().mean().sqrt()
         axes.set(xlabel="true tested_positive (%)", ylabel="predicted (%)", aspect="equal")
-        axes.set_title(f"{len(true)} held-out rows, RMSE {rmse:.3f}")
+        axes.set_title(f"{len(true)} held-out rows, RMSE {rmse:.3f}", fontsize=9)
         return {"predicted_against_true": figure}

@@ -10,12 +10,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import WordErrorRate
 
 from modules.cast_weights import weights_cast_once
 from modules.classifier import Classifier, Judged, check_shares, mean_log_probabilities
+from modules.crf import chain_loss
+from modules.losses import shared_along_time
 from modules.nets.attention import padding_mask
 from modules.nets.vocal_tract import VocalTract
 from modules.nets.window_mlp import WindowMLP
@@ -40,6 +41,11 @@ class PhonemeClassifier(Classifier):
             module that takes (x, mask).
         smoothing: Weight of how often classes followed each other in the training labels, against the networks'
             scores; with more than 0 the likeliest path (Viterbi) is the answer, not each frame's best class.
+        crf: Train these weights together with the network, from there on: the loss is that of whole label sequences
+            (modules/crf.py). It needs data.window null, and has no use for the other losses.
+        time_smoothing: Frames on each side whose labels share a frame's target, as borders are not exact
+            (modules/losses.py). It needs data.window null.
+        focal: gamma of the focal loss (see modules/losses.py); 0: cross-entropy.
     """
 
     homework: ClassVar[str] = "hw2_phoneme"
@@ -53,14 +59,25 @@ class PhonemeClassifier(Classifier):
         label_smoothing: float = 0.0,
         augment: list[nn.Module] | None = None,
         smoothing: float = 0.0,
+        crf: bool = False,
+        time_smoothing: int = 0,
+        focal: float = 0.0,
     ) -> None:
-        super().__init__(optimizer, members, label_smoothing)
+        super().__init__(optimizer, members, label_smoothing, focal)
         check_shares(dropout=dropout)
-        if smoothing < 0:
-            raise MisconfigurationException(f"model.smoothing is {smoothing}: expected 0 or more")
+        for name, value in {"smoothing": smoothing, "time_smoothing": time_smoothing}.items():
+            if value < 0:
+                raise MisconfigurationException(f"model.{name} is {value}: expected 0 or more")
+        for name, value in {
+            "label_smoothing": label_smoothing,
+            "time_smoothing": time_smoothing,
+            "focal": focal,
+        }.items():
+            if crf and value:
+                raise MisconfigurationException(f"model.{name} is {value}, but the loss of model.crf has no use for it")
         self.save_hyperparameters(ignore=["optimizer", "net", "augment"])
         self.new_net: Callable[..., nn.Module] = net or WindowMLP
-        self.dropout, self.smoothing = dropout, smoothing
+        self.dropout, self.smoothing, self.crf, self.time_smoothing = dropout, smoothing, crf, time_smoothing
         self.augment = nn.ModuleList(augment or [])
         self._shown: tuple[Tensor, Tensor, Tensor] | None = None
         self.transitions: Tensor
@@ -78,12 +95,15 @@ class PhonemeClassifier(Classifier):
         stride = getattr(nets[0], "stride", 1)
         if stride != 1:
             raise MisconfigurationException(f"model.net.stride is {stride}: expected 1, as every frame needs an answer")
-        if len(self.augment) and not whole:
-            raise MisconfigurationException("model.augment is for whole utterances; it needs data.window null")
+        for name in ("augment", "crf", "time_smoothing"):
+            if getattr(self, name) and not whole:
+                raise MisconfigurationException(f"model.{name} is for whole utterances; it needs data.window null")
         self.nets = nn.ModuleList(nets)
         widths: list[Any] = [net.out for net in nets]
         self.heads = nn.ModuleList(nn.Sequential(nn.Dropout(self.dropout), nn.Linear(width, count)) for width in widths)
         self.register_buffer("transitions", facts["transitions"], persistent=False)  # the facts keep them
+        if self.crf:
+            self.chain = nn.Parameter((self.smoothing * self.transitions).repeat(self.members, 1, 1))
         self.error = WordErrorRate()
         self.build_metrics(
             count,
@@ -113,15 +133,29 @@ class PhonemeClassifier(Classifier):
 
     @weights_cast_once
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Cross-entropy, the mean over frames and members."""
-        return self.members_loss(self.scores(batch), self.of_each_row(batch, "y"))
+        """Cross-entropy of frames or, with `crf`, of label sequences; the mean over frames and members."""
+        scores, y = self.scores(batch), self.of_each_row(batch, "y")
+        losses = None
+        if self.crf:
+            spoken = Spoken(batch["lengths"], scores.device)
+            losses = chain_loss(
+                spoken.pad(scores), self.chain, spoken.pad(y.unsqueeze(1)).squeeze(2), spoken.mask
+            ).sum()
+        elif self.time_smoothing:
+            shares = shared_along_time(y, batch["lengths"], scores.shape[2], self.time_smoothing)
+            losses = self.row_losses(scores.flatten(0, 1), shares.repeat(len(scores), 1))
+        return self.members_loss(scores, y, losses)
 
     # judging
+
+    def followers(self) -> Tensor:
+        """What a step from one class to another adds to the score of a path, (C, C)."""
+        return self.chain.mean(0) if self.crf else self.smoothing * self.transitions
 
     def judge(self, batch: dict[str, Any]) -> Judged:
         """The members' mean, and with smoothing the classes on the likeliest path of each utterance."""
         logs = mean_log_probabilities(self.scores(batch))
-        if not self.smoothing:
+        if not (self.smoothing or self.crf):
             return Judged(logs, logs)
         sizes = batch.get("lengths")
         if not sizes:
@@ -129,11 +163,9 @@ class PhonemeClassifier(Classifier):
                 "model.smoothing needs to know where utterances end, which TIMIT-11's rows do not say in another order "
                 "than the course's; set it to 0"
             )
-        padded = pad_sequence(list(logs.split(sizes)), batch_first=True)
-        mask = padding_mask(torch.tensor(sizes), max(sizes))
-        places = mask.flatten().nonzero().squeeze(1).to(logs.device, non_blocking=True)
-        path = viterbi(padded, self.smoothing * self.transitions, mask.to(logs.device, non_blocking=True))
-        path = path.flatten().index_select(0, places)
+        spoken = Spoken(sizes, logs.device)
+        path = viterbi(spoken.pad(logs), self.followers(), spoken.mask)
+        path = path.flatten().index_select(0, spoken.places)
         return Judged(logs, F.one_hot(path, logs.shape[1]).to(logs.dtype))
 
     def evaluate(self, batch: dict[str, Any], stage: Literal["val", "test"]) -> tuple[Judged, Tensor]:
@@ -179,6 +211,27 @@ class PhonemeClassifier(Classifier):
         found = (matrix.diagonal() / frames.clamp(min=1)).tolist()
         rows = [[name, n, share] for name, n, share in zip(self.facts["classes"], frames.tolist(), found, strict=True)]
         return {"classes": (["class", "frames", "accuracy"], rows)}
+
+
+class Spoken:
+    """Where the frames of U utterances lie when they are padded to T.
+
+    Args:
+        lengths: Frames of each utterance.
+        device: Of the frames.
+    """
+
+    def __init__(self, lengths: list[int], device: torch.device) -> None:
+        mask = padding_mask(torch.tensor(lengths), max(lengths))
+        self.mask = mask.to(device, non_blocking=True)
+        """(U, T), True for the frames that are there."""
+        self.places = mask.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
+        """Of all F frames, as numbers into the flattened (U, T)."""
+
+    def pad(self, values: Tensor) -> Tensor:
+        """One utterance after the other, (..., F, D) -> (..., U, T, D) with zeros."""
+        wide = values.new_zeros(*values.shape[:-2], self.mask.numel(), values.shape[-1])
+        return wide.index_copy(-2, self.places, values).unflatten(-2, self.mask.shape)
 
 
 def phones(labels: Tensor) -> str:

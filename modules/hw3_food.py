@@ -36,6 +36,7 @@ class FoodClassifier(Classifier):
         pseudo_threshold: Confidence from which the class that the network sees in an unlabelled image counts as its
             label (FixMatch, Sohn et al. 2020, arXiv 2001.07685; needs data.unlabelled).
         pseudo_weight: Weight of the loss on unlabelled images.
+        focal: gamma of the focal loss (see modules/losses.py); 0: cross-entropy.
     """
 
     homework: ClassVar[str] = "hw3_food"
@@ -49,8 +50,9 @@ class FoodClassifier(Classifier):
         cutmix: float = 0.0,
         pseudo_threshold: float = 0.95,
         pseudo_weight: float = 1.0,
+        focal: float = 0.0,
     ) -> None:
-        super().__init__(optimizer, label_smoothing=label_smoothing)
+        super().__init__(optimizer, label_smoothing=label_smoothing, focal=focal)
         check_shares(pseudo_threshold=pseudo_threshold)
         for name, value in {"mixup": mixup, "cutmix": cutmix, "pseudo_weight": pseudo_weight}.items():
             if value < 0:
@@ -107,7 +109,7 @@ class FoodClassifier(Classifier):
             logits, extra = self._pseudo_labelled(x, batch)
         else:
             logits, extra = self.net(x), torch.zeros((), device=x.device)
-        losses = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing, reduction="sum")
+        losses = self.row_losses(logits, target)
         right = None if mixing else logits.argmax(1) == y
         return self.track(self.global_mean(losses, len(y)) + self.pseudo_weight * extra, right)
 

@@ -42,6 +42,7 @@ class SpeakerClassifier(Classifier):
         normalise: Subtract each utterance's mean from every band first: a channel's colour falls away.
         augment: What is done to the stretches in training, such as SpecAugment: modules that take (x, mask).
         activation: After the hidden layer: relu in the course's code of 2021 and 2022, sigmoid in that of 2023.
+        focal: gamma of the focal loss (see modules/losses.py); 0: cross-entropy.
     """
 
     homework: ClassVar[str] = "hw4_speaker"
@@ -59,8 +60,9 @@ class SpeakerClassifier(Classifier):
         normalise: bool = False,
         augment: list[nn.Module] | None = None,
         activation: Activation = "relu",
+        focal: float = 0.0,
     ) -> None:
-        super().__init__(optimizer, members, label_smoothing)
+        super().__init__(optimizer, members, label_smoothing, focal)
         check_shares(dropout=dropout)
         self.save_hyperparameters(ignore=["optimizer", "net", "head", "augment"])
         self.new_net: Callable[..., nn.Module] = net or TransformerFrames
@@ -222,5 +224,6 @@ def most_confused(matrix: Tensor, classes: list[str]) -> Figure:
         chosen, names = torch.cat([chosen, others.float().unsqueeze(0)]), [*names, "others"]
     figure = confusion_matrix(chosen @ matrix @ chosen.T, names)
     right = matrix.trace() / matrix.sum().clamp(min=1)
-    figure.axes[0].set_title(f"the {count} most confused of {len(classes)} speakers; accuracy of all {right:.3f}")
+    said = f"the {count} most confused of {len(classes)} speakers; accuracy of all {right:.3f}"
+    figure.axes[0].set_title(said, fontsize=9)
     return figure

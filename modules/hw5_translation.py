@@ -1,5 +1,6 @@
 """HW5: English to Chinese, or back: a translator, its loss, scheduled sampling in training, BLEU in judging."""
 
+import time
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, get_args
 
@@ -84,6 +85,8 @@ class Translator(HomeworkModule):
         self.teacher_forcing: float | None = 1.0
         self.others: list[Seq2Seq] = []
         """Further networks whose probabilities are averaged with this one's; `leeml translate` sets them."""
+        self.decoding_seconds = 0.0
+        """Spent on the translations of validations so far; the TimeSpent callback tells them from the rest."""
         self._said: list[tuple[str, str, str]] = []  # source, reference and output
         self._shown: Tensor | None = None  # a source (S,)
 
@@ -227,7 +230,9 @@ class Translator(HomeworkModule):
         self._log_loss(batch, "val", self.val_loss)
         chosen = batch["quick"].nonzero().squeeze(1).tolist()
         if chosen:
+            start = time.perf_counter()
             said = self.translate(batch["source"][chosen], 1)
+            self.decoding_seconds += time.perf_counter() - start
             self.val_bleu.update(said, [batch["reference"][i] for i in chosen])
             self._keep(batch, chosen, said)
         self.log("val/bleu", self.val_bleu, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["row"]))

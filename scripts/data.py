@@ -1,7 +1,6 @@
 """leeml data: generate a sample, download what the course published, prepare raw files, or describe what is there."""
 
 import inspect
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -48,7 +47,7 @@ def main(args: list[str]) -> int:
         "describe": "print counts, lengths and batches of the data",
     }
     parser = Parser(
-        prog="leeml data", description=__doc__, formatter_class=RawDescriptionHelpFormatter,
+        prog="leeml data", description=__doc__,
         epilog="\n".join(f"{action:<8} {text}" for action, text in help_of.items()) + "\nEach has its own --help.",
     )  # fmt: skip
     parser.add_argument("action", choices=help_of)

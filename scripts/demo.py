@@ -7,7 +7,6 @@ is served on this machine alone, sends nothing elsewhere, and shows no files.
 
 import importlib
 import os
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,7 @@ def serve(page: Any, host: str, port: int | None, block: bool = True) -> str:
 def main(args: list[str]) -> int:
     """Open the runs and serve the page until it is stopped."""
     parser = Parser(
-        prog="leeml demo", description=__doc__, formatter_class=RawDescriptionHelpFormatter,
+        prog="leeml demo", description=__doc__,
         epilog="--data.KEY VALUE changes where the examples come from, such as --data.root DIR.",
     )  # fmt: skip
     parser.add_argument(

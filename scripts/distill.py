@@ -5,7 +5,6 @@ than what people wrote, and easier to learn, above all for models that produce a
 the training part are translated, the teacher's own data configuration tells which; nothing held out is among them.
 """
 
-import argparse
 import re
 from pathlib import Path
 
@@ -24,7 +23,7 @@ REAL = ("--data.synthetic=null", "--data.synthetic_ratio=null", "--data.syntheti
 def main(args: list[str]) -> int:
     """Write the table: columns en and zh, a row for each training pair in the order of their files."""
     parser = Parser(
-        prog="leeml distill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="leeml distill", description=__doc__,
         epilog="--data.root DIR and other --data flags say where the run's training files are, if not where they were.",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, help="table to write, named .tsv; for --data.synthetic")

@@ -9,7 +9,6 @@ the weights were not chosen on.
 """
 
 import tempfile
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -88,7 +87,7 @@ def predictions_of(run: Path, rest: Sequence[str], data: Path | None) -> Predict
         data: Folder of the data. What was kept counts if it comes from these data and the checkpoint of today.
     """
     kept = read_predictions(run / "predictions.npz")
-    if kept is None or rest or data is None or kept.source != source_of(_checkpoint(run), data):
+    if kept is None or rest or data is None or kept.source != source_of(RunFolder(run).kept(), data):
         kept, _ = predict(run, rest)
     return kept
 
@@ -152,9 +151,9 @@ def check_alike(runs: Sequence[Path], kept: Sequence[Predictions]) -> None:
     Raises:
         DataError: of other homeworks, other classes, or other rows.
     """
-    first = load_checkpoint(_checkpoint(runs[0]))
+    first = load_checkpoint(RunFolder(runs[0]).kept())
     for run, own in zip(runs[1:], kept[1:], strict=True):
-        other = load_checkpoint(_checkpoint(run))
+        other = load_checkpoint(RunFolder(run).kept())
         if other["homework"] != first["homework"]:
             raise DataError(f"{run}: of {other['homework']}, but {runs[0]} is of {first['homework']}")
         if other["facts"].get("classes") != first["facts"].get("classes"):
@@ -164,11 +163,6 @@ def check_alike(runs: Sequence[Path], kept: Sequence[Predictions]) -> None:
                 f"{run}: its predictions are for other rows than those of {runs[0]}; run both again with the same "
                 "data: leeml ensemble ... --data.root DIR"
             )
-
-
-def _checkpoint(run: Path) -> Path:
-    folder = RunFolder(run)
-    return folder.checkpoint("best" if (folder.checkpoints / "best.ckpt").is_file() else "last")
 
 
 def parse_weights(text: str, count: int) -> list[float] | None:
@@ -191,7 +185,7 @@ def parse_weights(text: str, count: int) -> list[float] | None:
 def main(args: list[str]) -> int:
     """Write the submission of several runs."""
     parser = Parser(
-        prog="leeml ensemble", description=__doc__, formatter_class=RawDescriptionHelpFormatter,
+        prog="leeml ensemble", description=__doc__,
         epilog="--data flags, such as --data.root DIR, go to every run.",
     )  # fmt: skip
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of two or more runs")

@@ -7,7 +7,6 @@ ONNX alone.
 
 import os
 import shutil
-from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import get_args
 
@@ -22,7 +21,7 @@ def main(args: list[str]) -> int:
     from scripts.exports.folder import write_folder
     from scripts.exports.writing import Format, need_packages
 
-    parser = Parser(prog="leeml export", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(prog="leeml export", description=__doc__)
     parser.add_argument("--run_dir", type=Path, metavar="RUN", help="folder of a trained run")
     parser.add_argument("--format", choices=get_args(Format), default="onnx", help="default: onnx")
     parser.add_argument("--ckpt_path", default="", help="best (default) or last of the run, or a file")
@@ -33,11 +32,10 @@ def main(args: list[str]) -> int:
         raise UsageError("leeml export needs a trained run: leeml export --run_dir runs/...")
     need_packages(own.format)
     run = RunFolder(own.run_dir.expanduser().absolute())
-    if own.ckpt_path in ("", "best", "last"):
-        best = "best" if (run.checkpoints / "best.ckpt").is_file() else "last"
-        path = run.checkpoint(own.ckpt_path or best)
+    if own.ckpt_path in ("best", "last"):
+        path = run.checkpoint(own.ckpt_path)
     else:
-        path = Path(own.ckpt_path).expanduser()
+        path = Path(own.ckpt_path).expanduser() if own.ckpt_path else run.kept()
     output = (own.output or run.path / f"export_{own.format}").expanduser().absolute()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise DataError(f"{output}: is there already; delete it, or choose another folder with --output")

@@ -35,10 +35,11 @@ from scripts.run.checkpoint import from_config, load_checkpoint, run_config, typ
 from scripts.run.folder import RunFolder
 from scripts.run.folds import FoldPredictions, join, predictions
 from scripts.run.listing import read_config
+from scripts.run.resume import PLACES
 from scripts.train import LeemlCLI, find_config, new_run, own_flags, run_cli
 
 RECORD = "kfold.json"  # what a k-fold run was asked for
-ELSEWHERE = ("--data.root", "--data.dir", "--data.edition", "--data.workers", "--trainer.accelerator")
+ELSEWHERE = (*(f"--data.{key}" for key in PLACES), "--trainer.accelerator")
 
 
 def predict_rows(cli: LeemlCLI, loader: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from callbacks.exit_codes import TERMINATED
 from datamodules.files.places import cache_folder
-
-TERMINATED = 128 + signal.SIGTERM
 
 SUBCOMMANDS = {
     "fit": ("train", "train a model: --config configs/hw1_covid/medium.yaml [--data.root DIR] [--run_dir DIR]"),
@@ -35,6 +34,7 @@ SUBCOMMANDS = {
 }
 
 QUICK = ("runs", "doctor", "data")  # do their work without PyTorch, or say themselves what takes long
+IN_PIPES = ("translate",)  # say nothing on stderr but what went wrong, unless it is a terminal
 
 NEXT = """leeml: the homeworks of Hung-yi Lee's machine learning course, in PyTorch Lightning
 
@@ -70,6 +70,8 @@ def explain(error: BaseException) -> str | None:
         in_cache = str(where).startswith(f"{cache_folder()}{os.sep}")
         hint = " (the cache: LEEML_CACHE names another folder)" if in_cache else ""
         return f"{where}: {os.strerror(error.errno).lower()}; {REMEDIES[error.errno]}{hint}"
+    if kind == "RuntimeError" and "home directory" in str(error):  # Path.expanduser says no more
+        return "a path begins with ~ and a name that is no user of this machine; write the folder out"
     if str(error).startswith("Early stopping conditioned on metric"):
         return f"{error}; let the validation run, or remove EarlyStopping"
     if error.__cause__ is not None:
@@ -121,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else "see leeml --help"
         print(f"leeml: error: no subcommand {args[0]!r}; {hint}", file=sys.stderr)
         return 2
-    if args[0] not in QUICK and "torch" not in sys.modules and sys.stderr.isatty():
+    if args[0] not in QUICK and "torch" not in sys.modules and (args[0] not in IN_PIPES or sys.stderr.isatty()):
         print(f"leeml {args[0]}: loading PyTorch ...", file=sys.stderr, flush=True)
     try:
         with ended_by_signal():

@@ -5,7 +5,6 @@ runs differ, and draws the curves of both in one picture.
 """
 
 import json
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def show_runs(args: list[str]) -> int:
     """Print the table of all runs in a folder."""
-    parser = Parser(prog="leeml runs", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(prog="leeml runs", description=__doc__)
     parser.add_argument("dir", nargs="?", type=Path, default=PROJECT / "runs", metavar="DIR", help="default: runs/")
     parser.add_argument("--sort", choices=COLUMNS, default="began", help="column to sort by (default: began)")
     parser.add_argument("--reverse", action="store_true", help="largest, or latest, first")
@@ -96,15 +95,20 @@ def draw_both(names: list[str], curves: list[dict[str, Curve]], both: list[str],
 
     from callbacks.curves import FEW
     from callbacks.files import whole
+    from modules.pictures.captions import explain
 
-    figure = Figure(figsize=(7, 2.6 * len(both)), layout="constrained")
+    figure = Figure(figsize=(7, 1 + 2.6 * len(both)), layout="constrained")
     for axes, metric in zip(figure.subplots(len(both), 1, squeeze=False).flat, both, strict=True):
         for name, own in zip(names, curves, strict=True):
             steps, values = zip(*own[metric], strict=True)
             axes.plot(steps, values, label=name, linewidth=1.2, marker="." if len(steps) < FEW else None)
-        axes.set(xlabel="optimizer step", title=metric)
+        axes.set(xlabel="optimizer step", ylabel=metric)
+        every = [value for own in curves for _, value in own[metric]]
+        if min(every) > 0 and max(every) > 10 * min(every):
+            axes.set_yscale("log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
+    explain("runs_diff", figure)
     with whole(path) as scratch:
         figure.savefig(scratch, format="png", dpi=120)
 

@@ -4,22 +4,18 @@ import difflib
 import importlib
 import logging
 import os
-import secrets
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint, RunCheckpointIO
 from callbacks.figures import Figures
@@ -30,7 +26,7 @@ from callbacks.progress import RunProgress
 from callbacks.samples import Samples
 from callbacks.submission import Submission
 from callbacks.time_spent import TimeSpent
-from callbacks.wandb_record import has_key, log_scores
+from callbacks.wandb_record import log_scores
 from datamodules.base import HomeworkData
 from datamodules.errors import DataError
 from datamodules.files.places import PROJECT
@@ -42,11 +38,12 @@ from scripts.cli.mistakes import Parser, UsageError
 from scripts.cli.summary import show_summary
 from scripts.cli.yaml_files import check_yaml, read_yaml
 from scripts.run.checkpoint import checkpoint_config, load_checkpoint, run_config, typed_names
-from scripts.run.device import best_precision, use_tensor_cores
+from scripts.run.device import settle_device
 from scripts.run.folder import RunFolder, agreed
 from scripts.run.records import RunCSVLogger, RunRecord, close_log, open_log
 from scripts.run.resume import Changes, check_averaging, check_data, optimizer_changes
 from scripts.run.trusted import ONE_CALL
+from scripts.run.wandb_run import WANDB_NAMES, settle_wandb
 
 NOISE = (
     ".*does not have many workers",
@@ -55,9 +52,6 @@ NOISE = (
     "Couldn't infer",
     "The dirpath",
 )
-
-
-WANDB_NAMES: dict[str, Any] = {"name": str, "group": str, "tags": list[str], "notes": str}
 
 
 class LeemlCLI(LightningCLI):
@@ -321,64 +315,6 @@ class LeemlCLI(LightningCLI):
             open_log(self.run)
 
 
-def settle_device(trainer: Any) -> None:
-    """Choose the precision that "auto" stands for, synchronise batch norms over GPUs, refuse what would stop later.
-
-    Args:
-        trainer: The trainer's configuration; changed in place.
-
-    Raises:
-        MisconfigurationException: gradients cannot be clipped as the configuration wants.
-    """
-    on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    if on_gpu:
-        use_tensor_cores()
-        trainer.sync_batchnorm = True  # of one process nothing changes
-    if trainer.precision == "auto":
-        trainer.precision = best_precision(on_gpu)
-        rank_zero_info(f"trainer.precision auto: {trainer.precision}")
-    strategy = trainer.strategy if isinstance(trainer.strategy, str) else getattr(trainer.strategy, "class_path", "")
-    if "fsdp" in strategy.lower() and trainer.gradient_clip_val and trainer.gradient_clip_algorithm != "value":
-        raise MisconfigurationException(
-            f"trainer.strategy {strategy} cannot clip gradients by their norm; use ddp, or say "
-            "--trainer.gradient_clip_algorithm value, or --trainer.gradient_clip_val null"
-        )
-
-
-def settle_wandb(loggers: Any, run: RunFolder, homework: str, names: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Give every WandbLogger the run's folder, its id and names; offline where there is no key.
-
-    The id stands in config.yaml, so that a resumed run, and the scores of `leeml test`, belong to the same W&B run.
-
-    Args:
-        loggers: trainer.logger of the configuration; changed in place.
-        run: The run's folder. Where a run is resumed, its config names the folder it had then: that is replaced.
-        homework: Group of the run, where nothing else is said.
-        names: Of the flags --wandb.name, group, tags and notes those that were typed.
-    """
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if not getattr(logger, "class_path", "").endswith("WandbLogger"):
-            continue
-        init, resumed = logger.init_args, run.config.is_file()
-        if init.save_dir in (None, ".") or resumed:
-            init.save_dir = str(run.path)
-        if not (resumed and init.id):  # a config that is used again begins another W&B run
-            init.id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
-        init.project = init.project or os.environ.get("WANDB_PROJECT", "leeml")
-        init.name = names.get("name") or init.name or os.environ.get("WANDB_NAME", run.path.name)
-        init.group = names.get("group") or init.get("group") or os.environ.get("WANDB_RUN_GROUP", homework)
-        for key in ("tags", "notes"):
-            if names.get(key):
-                init[key] = names[key]
-        os.environ["WANDB_DATA_DIR"] = str(run.path / "wandb")  # artifacts wait here for their upload
-        os.environ["WANDB_CACHE_DIR"] = str(run.path)  # wandb adds a folder wandb
-        if not has_key() and os.environ.setdefault("WANDB_MODE", "offline") == "online":
-            raise DataError(
-                "WANDB_MODE is online, but there is no API key: run `wandb login`, set WANDB_API_KEY, "
-                "or unset WANDB_MODE to keep the run offline"
-            )
-
-
 def _shape(state: dict[str, Any], key: str) -> str:
     return str(tuple(state[key].shape)) if key in state else "absent"
 
@@ -465,10 +401,10 @@ def plan(args: list[str]) -> Plan:
             if run is None:
                 raise UsageError(f"--ckpt_path {ckpt} needs --run_dir, the folder of the run it is in")
             stored = run_config(run, subcommand, typed, own.trust)
-            if ckpt is None and not (run.checkpoints / "best.ckpt").is_file() and run.resumable():
+            path = run.checkpoint(ckpt) if ckpt else run.kept()
+            if ckpt is None and path.stem == "last":
                 print("leeml: this run has no best.ckpt, as no epoch was validated: last.ckpt it is", file=sys.stderr)
-                ckpt = "last"
-            ckpt = str(run.checkpoint(ckpt or "best"))
+            ckpt = str(path)
         if stored is None and run is not None and run.config.is_file():
             stored = run_config(run, subcommand, typed, own.trust)
         elif stored is None and not configs:

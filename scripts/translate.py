@@ -16,7 +16,7 @@ from pathlib import Path
 from modules.translation.detokenize import RESTORE
 from scripts.cli.mistakes import Parser, UsageError
 from scripts.train import plan
-from scripts.translation.chunks import Shard, _shard, write_all
+from scripts.translation.chunks import Shard, parse_shard, write_all
 from scripts.translation.reading import read
 from scripts.translation.translator import LineTranslator
 from scripts.translation.writing import Sink, StandardOutput, whole_file
@@ -47,7 +47,7 @@ def add_options(parser: Parser) -> None:
         help="of the networks (default: mixed as the GPU has it, float32 on a CPU)",
     )  # fmt: skip
     parser.add_argument(
-        "--shard", type=_shard, metavar="I/N",
+        "--shard", type=parse_shard, metavar="I/N",
         help="only part I of N; under torchrun each process has its own and writes FILE.I. `cat` joins them in order",
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="resume FILE.part, which an interrupted run left")
@@ -100,7 +100,7 @@ def planned(own: argparse.Namespace, flags: Sequence[str]) -> list[tuple[Path, l
 def main(args: list[str]) -> int:
     """Translate files or standard input."""
     parser = Parser(
-        prog="leeml translate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="leeml translate", description=__doc__,
         epilog="--model.KEY VALUE changes the model's configuration, as in leeml predict.",
     )  # fmt: skip
     parser.add_argument(

@@ -7,9 +7,9 @@ interrupted search goes on by --resume. The same file starts a sweep of W&B: wan
 
 import json
 import logging
+import math
 import shutil
 import sys
-from argparse import RawDescriptionHelpFormatter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from scripts.run.sweep import Sweep
 
+COLUMNS = 3  # panels of the picture side by side
 SHOWN = 10  # best trials in the table that is printed; trials.csv has all
 
 
@@ -163,6 +164,11 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def _choice(value: Any) -> str:
+    """A value as a person writes it: choices are JSON texts."""
+    return str(json.loads(value)) if isinstance(value, str) else str(value)
+
+
 def _rounded(cell: str) -> str:
     try:
         return f"{float(cell):.4g}"
@@ -181,7 +187,7 @@ def rows_of(study: "Study", sweep: "Sweep") -> tuple[list[str], list[list[str]]]
             str(t.number),
             t.state.name.lower(),
             *(f"{t.user_attrs[k]:.6g}" if k in t.user_attrs else "" for k in ("best", "validations")),
-            *(str(t.params.get(key, "")) for key in sweep.space),
+            *(_choice(t.params[key]) if key in t.params else "" for key in sweep.space),
         ]
         for t in trials
     ]
@@ -203,6 +209,7 @@ def draw_importance(study: "Study", sweep: "Sweep", path: Path) -> str | None:
     from matplotlib.figure import Figure
 
     from callbacks.files import whole
+    from modules.pictures.captions import explain
 
     every = optuna.create_study(direction=sweep.direction)  # Optuna leaves out the trials that were stopped early
     every.add_trials(
@@ -215,18 +222,21 @@ def draw_importance(study: "Study", sweep: "Sweep", path: Path) -> str | None:
     importance = optuna.importance.get_param_importances(every, evaluator=evaluator)
     names = list(importance)
     full = [trial.state == optuna.trial.TrialState.COMPLETE for trial in scored]
-    figure = Figure(figsize=(3.2 * (len(names) + 1), 4), layout="constrained")
-    bars, *panels = figure.subplots(1, len(names) + 1)
+    rows = math.ceil((len(names) + 1) / COLUMNS)
+    figure = Figure(figsize=(3.5 * COLUMNS, 1 + 3 * rows), layout="constrained")
+    bars, *panels = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
     bars.barh([name.rpartition(".")[2] for name in names], list(importance.values()), color="tab:blue")
     bars.invert_yaxis()
-    bars.set(xlabel="share of the variance of the score", title=f"importance (fANOVA of {len(scored)} trials)")
+    bars.set(xlabel="share of the variance of the score", ylabel="setting, by its importance (fANOVA)")
     bars.set_xlim(0, 1)
-    for name, axes in zip(names, panels, strict=True):
+    for name, axes in zip(names, panels, strict=False):
         kind = sweep.space[name]
         values = [trial.params[name] for trial in scored]
         if isinstance(kind, optuna.distributions.CategoricalDistribution):
             values = [kind.choices.index(value) for value in values]
-            axes.set_xticks(range(len(kind.choices)), [str(json.loads(str(c))) for c in kind.choices], rotation=30)
+            axes.set_xticks(range(len(kind.choices)), [_choice(c) for c in kind.choices])
         elif getattr(kind, "log", False):
             axes.set_xscale("log")
         for wanted, marker, label in ((True, "o", "to the end"), (False, "x", "stopped early")):
@@ -234,8 +244,8 @@ def draw_importance(study: "Study", sweep: "Sweep", path: Path) -> str | None:
                 axes.scatter([values[i] for i in chosen], [scores[i] for i in chosen], s=18, marker=marker, label=label)
         axes.set(xlabel=name, ylabel=f"best {sweep.metric}")
         axes.grid(alpha=0.3)
-    panels[-1].legend(fontsize="small")
-    figure.suptitle(f"Search of {len(scored)} trials: what changed {sweep.metric}")
+    panels[len(names) - 1].legend(fontsize="small")
+    explain("importance", figure, f"{sweep.metric} of {len(scored)} trials")
     with whole(path) as scratch:
         figure.savefig(scratch, format="png", dpi=110)
     return None
@@ -333,7 +343,7 @@ def check_sweep(run: RunFolder, flags: list[str]) -> None:
 
 def main(args: list[str]) -> int:
     """Search, or go on with a search."""
-    parser = Parser(prog="leeml tune", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(prog="leeml tune", description=__doc__)
     parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="such as configs/sweeps/hw1_covid.yaml")
     parser.add_argument("--trials", type=int, help="of the whole search (default: run_cap of the file, else 20)")
     parser.add_argument("--run_dir", type=Path, help="folder of the search (default: runs/<homework>/tune/<time>)")

@@ -63,6 +63,14 @@ def test_the_readmes_are_in_step():
     assert commands[0] == commands[1]
 
 
+@pytest.mark.parametrize("name", ["commands", "gpu", "plan", "trust"])
+def test_a_translated_page_has_the_headings_and_commands_of_the_english_one(name):
+    english, chinese = (ROOT / "docs" / f"{name}{suffix}.md" for suffix in ("", ".zh"))
+    assert blocks(english) == blocks(chinese)
+    levels = [re.findall(r"^#+", text_of(page), re.MULTILINE) for page in (english, chinese)]
+    assert levels[0] == levels[1]
+
+
 def test_the_readme_is_short():
     for name in ("README.md", "README.zh.md"):
         assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 120, name

@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
-from tqdm import tqdm
 
+from datamodules.files.progress import progress
 from datamodules.files.reading import require_regular
 
 CHUNK = 32  # files a worker takes at once
@@ -48,7 +48,7 @@ def content_digests(folder: Path, names: list[str]) -> list[str]:
     stale = [i for i, mark in enumerate(marks) if known[i] is None or known[i][:3] != mark]
     if stale:
         chunks = [stale[i : i + CHUNK] for i in range(0, len(stale), CHUNK)]
-        with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(stale), desc="reading files", leave=False) as bar:
+        with ThreadPoolExecutor(THREADS) as pool, progress("reading files", total=len(stale)) as bar:
             for chunk, fresh in zip(chunks, pool.map(lambda c: [_content(names[i]) for i in c], chunks), strict=True):
                 for i, content in zip(chunk, fresh, strict=True):
                     known[i] = [*marks[i], content]

@@ -14,11 +14,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from datamodules.errors import DataError
 from datamodules.files.cache import CHUNK, content_digests, digest, make_once
 from datamodules.files.places import cache_folder
+from datamodules.files.progress import progress
 from datamodules.files.reading import in_words, read_bytes
 
 try:  # HEIC, as iPhones write it, where the extra heic is installed
@@ -110,7 +110,7 @@ def _build(part: Path, header: bytes, names: list[str], size: int) -> None:
     part.write_bytes(header)
     # processes, as Pillow holds the GIL while it decodes; joblib's do not run the user's own script again
     workers = Parallel(n_jobs=max(1, min(cpu_count(), len(names) // SHARE)), return_as="generator")
-    with tqdm(total=len(names), desc="decoding images", leave=False) as bar:
+    with progress("decoding images", total=len(names)) as bar:
         for number, rows in enumerate(workers(delayed(_fill)(*job) for job in jobs)):
             became[number * CHUNK :][: len(rows)] = rows
             bar.update(len(rows))

@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
-from tqdm import tqdm
 
 from datamodules.errors import DataError, and_more
 from datamodules.files.archives import opened
+from datamodules.files.progress import progress
 from datamodules.files.reading import GB, in_words, read_text, require_regular
 from datamodules.files.staging import move_all, staging
 from datamodules.files.walk import Account, by_ending, files_below
@@ -380,7 +380,7 @@ def _prepare(
     mapped: Counter[str] = Counter()
 
     def utterances() -> Iterator[Utterance]:
-        with tqdm(made, total=len(recordings), desc="making features", leave=False) as bar:
+        with progress("making features", made, len(recordings)) as bar:
             for recording, (x, y, others) in zip(recordings, bar, strict=True):
                 mapped.update(others)
                 yield Utterance(recording.name, x, y, recording.speaker)

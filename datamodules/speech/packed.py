@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from joblib import Parallel, cpu_count, delayed
 from torch import Tensor
-from tqdm import tqdm
 
 from datamodules.errors import DataError
 from datamodules.files.cache import content_digests, digest, make_once
 from datamodules.files.places import cache_folder
+from datamodules.files.progress import progress
 
 SHARE = 5000  # files that must be there for each worker
 FORMAT = 1  # of the maps; another number builds them all again
@@ -118,7 +118,7 @@ def _build(
     # a .pt file takes 1.5 ms: fewer than SHARE are read before a worker has loaded torch
     workers = Parallel(n_jobs=max(1, min(cpu_count(), len(names) // SHARE)), return_as="generator")
     found = workers(delayed(read)(Path(name)) for name in names)
-    with part.open("w+b") as file, tqdm(found, total=len(names), desc="packing frames", leave=False) as bar:
+    with part.open("w+b") as file, progress("packing frames", found, len(names)) as bar:
         for name, rows in zip(names, bar, strict=True):
             with np.errstate(over="ignore"):  # said below, with the name of the file
                 rows = np.ascontiguousarray(rows, precision)

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
-from tqdm import tqdm
 
 from datamodules.errors import DataError, and_more
 from datamodules.files import archives as packed
+from datamodules.files.progress import progress
 from datamodules.files.walk import Account, by_ending, files_below, is_hidden
 from datamodules.speech import Part, audio, speakers
 from datamodules.speech.speaker_folder import (
@@ -109,7 +109,7 @@ def _prepare(
     # joblib's processes do not run the user's own script again
     workers = Parallel(n_jobs=max(1, min(cpu_count(), len(recordings) // SHARE)), return_as="generator")
     made = workers(delayed(_features)(recording.sound) for recording in recordings)
-    with tqdm(made, total=len(recordings), desc="making features", leave=False) as bar:
+    with progress("making features", made, len(recordings)) as bar:
         utterances = (Utterance(r.name, x, r.speaker) for r, x in zip(recordings, bar, strict=True))
         return write_dataset(folder, part, utterances, order, notes)
 

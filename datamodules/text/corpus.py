@@ -10,11 +10,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from datamodules.errors import DataError
 from datamodules.files.cache import content_digests, digest, make_once
 from datamodules.files.places import cache_folder
+from datamodules.files.progress import progress
 from datamodules.text.bitext import Bitext, read_bitext
 from datamodules.text.cleaning import VERSION, clean_en, clean_zh, is_simplified, why_dropped
 from datamodules.text.tokenizer import EOS, PAD, Tokenizer, train_tokenizer
@@ -88,7 +88,7 @@ def _clean(part: Path, bitexts: Sequence[Bitext], keep_all: bool) -> None:
         english, chinese, _ = read_bitext(bitext)
         counts[number, 0] = len(english)
         simplified[number] = is_simplified(chinese)
-        bar = tqdm(zip(english, chinese, strict=True), total=len(english), desc="cleaning", leave=False)
+        bar = progress("cleaning", zip(english, chinese, strict=True), len(english))
         for line, (en, zh) in enumerate(bar):
             if keep_all and (length := max(len(en), len(zh))) > LONGEST:
                 raise DataError(
@@ -119,7 +119,7 @@ def trained_tokenizer(pairs: CleanPairs, rows: np.ndarray, vocabulary: int, seed
         text = pairs.text()
         sentences = (text[2 * row + side] for row in rows.tolist() for side in (0, 1))
         what = f"training the tokenizer on {len(rows):,} pairs (a minute for 400,000)"
-        with tqdm(desc=what, bar_format="{desc}", leave=False):  # SentencePiece does not say how far it is
+        with progress(what, bar_format="{desc}"):  # SentencePiece does not say how far it is
             part.write_bytes(train_tokenizer(sentences, vocabulary, seed))
 
     return Tokenizer(make_once(target, make).read_bytes())
@@ -197,7 +197,7 @@ def encode_pairs(parts: Sequence[CleanPairs], tokenizer: Tokenizer) -> TokenCorp
 def _encode(path: Path, parts: Sequence[CleanPairs], tokenizer: Tokenizer) -> None:
     kind = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
     lengths = np.zeros(1 + 2 * sum(map(len, parts)), np.int64)
-    with path.open("wb") as file, tqdm(total=len(lengths) - 1, desc="encoding", leave=False) as bar:
+    with path.open("wb") as file, progress("encoding", total=len(lengths) - 1) as bar:
         _write_header(file, 0, kind)
         for sentences in _chunks(parts):
             ids = tokenizer.encode(sentences, threads=os.cpu_count() or 1)

@@ -1,4 +1,4 @@
-"""Title of each figure, and how to read it, in English and Chinese: one table for all homeworks."""
+"""Title of each figure, and how to read it, in English and Chinese: one table for all homeworks and commands."""
 
 from textwrap import wrap
 from typing import NamedTuple
@@ -51,7 +51,7 @@ CAPTIONS = {
     ),
     "predicted_against_true": Caption(
         "Predicted against true values",
-        "A point is a held-out row. On the grey line it is right; above it, predicted too high.",
+        "A point is a held-out row: right on the grey line, too high above it.",
         "每點是一筆驗證資料。落在灰線上表示完全正確，線上方表示預測過高。",
     ),
     "confusion": Caption(
@@ -89,7 +89,7 @@ CAPTIONS = {
     ),
     "grad_cam": Caption(
         "What the answer rests on (Grad-CAM)",
-        "Red: raised the score of the answer most; scaled for each image by itself.",
+        "Red: raised the score of the answer most. Each image has its own scale.",
         "紅色為對答案貢獻最大的區域；每張圖各自縮放。",
     ),
     "augmentations": Caption(
@@ -121,6 +121,16 @@ CAPTIONS = {
         "Mask-predict, iteration by iteration",
         "Blue: said anew and changed; grey: said anew and the same; white: kept.",
         "藍色：重新預測且改變；灰色：重新預測但不變；白色：保留。",
+    ),
+    "runs_diff": Caption(
+        "Curves of two runs",
+        "Compare at equal steps only where both runs have batches of one size: a step is one batch.",
+        "兩次訓練的批次大小相同時，才適合在相同步數下比較：一步就是一個批次。",
+    ),
+    "importance": Caption(
+        "What changed the score of the search",
+        "Left: how much of the scores' variance a setting explains. Right: a point is a trial. Few tell little.",
+        "左：各超參數能解釋的分數變異比例。右：每點是一次試驗；試驗次數少時不可盡信。",
     ),
 }  # fmt: skip
 

@@ -7,7 +7,8 @@ from textwrap import wrap
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.colors import Colormap, ListedColormap, PowerNorm
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, ListedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.decomposition import PCA
@@ -15,7 +16,7 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from modules.pictures.style import _panels, printable, with_fonts
+from modules.pictures.style import _panels, colour_bar, printable, with_fonts
 
 MOST_NUMBERED = 15
 """Classes up to which the cells of a confusion matrix hold numbers."""
@@ -51,7 +52,7 @@ def confusion_matrix(matrix: Tensor, classes: Sequence[str]) -> Figure:
             number = f"{counts[row, column]:.0f}"
             axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=7)
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(f"{counts.sum():.0f} samples, accuracy {_accuracy(counts):.3f}")
+    axes.set_title(f"{counts.sum():.0f} samples, accuracy {_accuracy(counts):.3f}", fontsize=9)
     return figure
 
 
@@ -82,7 +83,7 @@ def class_accuracy(matrix: Tensor, classes: Sequence[str]) -> Figure:
     axes.axvline(total, color="tab:red", linewidth=1)
     axes.set(xlabel=f"accuracy; line: {total:.3f} of all samples", xlim=(0, 1), ylim=(max(1, len(order)) - 0.5, -0.5))
     if len(order) < len(filled):
-        axes.set_title(f"the worst {len(order)} of {len(filled)} classes")
+        axes.set_title(f"the worst {len(order)} of {len(filled)} classes", fontsize=9)
     return figure
 
 
@@ -153,7 +154,10 @@ def heatmaps(images: Tensor, maps: Tensor, titles: Sequence[str]) -> Figure:
     colours = torch.from_numpy(colormaps["jet"](heat[:, 0].numpy())[..., :3]).permute(0, 3, 1, 2)
     opacity = 0.6 * heat
     over = (1 - opacity) * images + opacity * 255 * colours
-    return sheet(torch.cat((images, over.round().to(torch.uint8)), dim=3), titles, columns=3)
+    figure = sheet(torch.cat((images, over.round().to(torch.uint8)), dim=3), titles, columns=3)
+    scale = ScalarMappable(Normalize(0, 1), "jet")
+    figure.colorbar(scale, ax=figure.axes, label="share of the image's largest value", shrink=0.6, aspect=30)
+    return figure
 
 
 def flatten(features: Tensor) -> np.ndarray:
@@ -192,17 +196,19 @@ def embedding(layers: dict[str, Tensor], labels: Tensor, classes: Sequence[str])
         classes: Their names; more than MOST_COLOURS get colours without a legend.
     """
     colours = _colours(len(classes))
-    figure, panels = _panels(len(layers), 4, 3.5, 3.7)
+    figure, panels = _panels(len(layers), 4, max(3.5, 6 / len(layers)), 3.7)
     for axes, (name, features) in zip(panels, layers.items(), strict=False):
         x, y = flatten(features).T
         axes.set_axis_on()
-        axes.scatter(x, y, c=labels.cpu().numpy(), cmap=colours, vmin=-0.5, vmax=len(classes) - 0.5, s=6)
+        points = axes.scatter(x, y, c=labels.cpu().numpy(), cmap=colours, vmin=-0.5, vmax=len(classes) - 0.5, s=6)
         axes.set(xticks=[], yticks=[])
         axes.set_title(printable(name), fontsize=9)
     if len(classes) <= MOST_COLOURS:
         figure.set_figwidth(figure.get_figwidth() + 1.6)
         marks = [Line2D([], [], linestyle="", marker="o", color=colours(i)) for i in range(len(classes))]
         figure.legend(marks, [printable(name) for name in classes], loc="outside right upper", fontsize=8)
+    else:
+        figure.colorbar(points, ax=panels, label="number of the class", shrink=0.8, aspect=30)
     return figure
 
 
@@ -227,10 +233,11 @@ def labelled_frames(
         figure.subplots(len(heights), 1, sharex=True, height_ratios=heights[:: -1 if above else 1], squeeze=False).flat
     )
     frames, rows = (panels[-1], panels[:-1]) if above else (panels[0], panels[1:])
-    frames.imshow(
+    image = frames.imshow(
         x.cpu().float().T.numpy(), origin="lower", aspect="auto", extent=(0, length, 0, x.shape[1]), cmap="magma"
     )
-    frames.set_yticks([])
+    colour_bar(frames, image, "log energy\n(0: the mean)")
+    frames.set_ylabel("mel band")
     colours = _colours(len(classes))
     for axes, (track, labels) in zip(rows, tracks.items(), strict=True):
         runs, counts = labels.cpu().unique_consecutive(return_counts=True)
@@ -238,7 +245,7 @@ def labelled_frames(
         for label, count in zip(runs.tolist(), counts.tolist(), strict=True):
             axes.axvspan(start * seconds, (start + count) * seconds, color=colours(label), alpha=0.45, linewidth=0)
             axes.axvline(start * seconds, color="white", linewidth=0.8)
-            name, room = printable(classes[label]), 0.9 * inches * count / len(x)  # beside them stand the tracks' names
+            name, room = printable(classes[label]), 0.85 * inches * count / len(x)  # names and a bar stand beside
             if room >= 0.09:  # a line of letters of 7 points is as high, and a letter 0.065 wide at most
                 turned = 0 if room >= 0.065 * len(name) else 90
                 place = ((start + count / 2) * seconds, 0.5)
@@ -246,35 +253,48 @@ def labelled_frames(
             start += count
         axes.set_yticks([])
         axes.set_ylabel(track, rotation=0, ha="right", va="center")
-    panels[-1].set_xlabel("seconds")
+    panels[-1].set_xlabel("time (s)")
     return figure
 
 
 @with_fonts
-def attention_maps(x: Tensor, layers: dict[str, Tensor]) -> Figure:
+def attention_maps(x: Tensor, layers: dict[str, Tensor], seconds: float = 0.01) -> Figure:
     """Where each head of each layer looks, under the frames it looks at.
 
     Args:
-        x: Frames (T, D), drawn with the first feature at the bottom.
+        x: Frames (T, D), log mel energies, drawn with the first band at the bottom.
         layers: Name -> weights (heads, T', T') of those frames, or of every n-th; rows the frame that looks, columns
             the frame that is looked at.
+        seconds: Of a frame.
     """
-    heads = max(len(maps) for maps in layers.values())
-    figure = Figure(figsize=(1 + 2.6 * max(heads, 2), 1.4 + 2.4 * len(layers)), layout="constrained")
+    heads, length = max(len(maps) for maps in layers.values()), len(x) * seconds
+    figure = Figure(figsize=(1 + 2.9 * max(heads, 2), 1.4 + 2.4 * len(layers)), layout="constrained")
     grid = figure.add_gridspec(1 + len(layers), heads, height_ratios=[0.8, *(2.4 for _ in layers)])
     for column in range(heads):
         axes = figure.add_subplot(grid[0, column])
-        axes.imshow(x.cpu().float().T.numpy(), origin="lower", aspect="auto", cmap="magma")
-        axes.set(xticks=[], yticks=[])
+        bands = x.cpu().float().T.numpy()
+        image = axes.imshow(bands, origin="lower", aspect="auto", extent=(0, length, 0, len(bands)), cmap="magma")
+        axes.set_xticks([])
+        axes.tick_params(labelsize=7)
         axes.set_title(f"head {column + 1}", fontsize=9)
+        if column == 0:
+            axes.set_ylabel("mel band", fontsize=8)
+        colour_bar(axes, image, "log energy" if column == heads - 1 else "")
     for row, (name, maps) in enumerate(layers.items(), 1):
         for column, weights in enumerate(maps):
             axes = figure.add_subplot(grid[row, column])
             # by the root: a head that looks everywhere a little would be black beside one that looks at one place
-            axes.imshow(weights.sqrt().numpy(), aspect="auto", cmap="viridis")
-            axes.set(xticks=[], yticks=[])
+            image = axes.imshow(
+                weights.numpy(),
+                aspect="auto",
+                extent=(0, length, length, 0),
+                cmap="viridis",
+                norm=PowerNorm(0.5, vmin=0),
+            )
+            axes.tick_params(labelsize=7)
+            colour_bar(axes, image, "weight" if column == len(maps) - 1 else "")
             if column == 0:
-                axes.set_ylabel(f"{printable(name)}\nframe that looks", fontsize=8)
+                axes.set_ylabel(f"{printable(name)}\ntime that looks (s)", fontsize=8)
             if row == len(layers):
-                axes.set_xlabel("frame looked at", fontsize=8)
+                axes.set_xlabel("time looked at (s)", fontsize=8)
     return figure

@@ -7,6 +7,8 @@ from typing import ParamSpec
 
 from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, findSystemFonts, fontManager
 from matplotlib.ft2font import FT2Font
@@ -81,3 +83,20 @@ def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figu
     for axes in panels:
         axes.set_axis_off()
     return figure, panels
+
+
+def colour_bar(axes: Axes, colours: ScalarMappable, label: str = "") -> Colorbar:
+    """What the colours of a panel mean, as a thin bar right of it; the panel keeps its width.
+
+    Args:
+        axes: The panel, as high as the bar will be.
+        colours: What was drawn in it.
+        label: Of the bar, with its unit.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    thin = 0.1 / (axes.get_position().width * figure.get_figwidth())  # 0.1 inches, in widths of the panel
+    bar = figure.colorbar(colours, cax=axes.inset_axes((1 + thin, 0, thin, 1)))
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return bar

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.pictures.style import printable, with_fonts
+from modules.pictures.style import colour_bar, printable, with_fonts
 from modules.translation.detokenize import CJK
 from modules.translation.scores import CorpusScore
 
@@ -40,8 +40,12 @@ def cross_attention_maps(layers: dict[str, Tensor], source: Sequence[str], targe
         for axes in line[len(maps) :]:
             axes.set_axis_off()
         for head, (axes, weights) in enumerate(zip(line, maps, strict=False), 1):
-            axes.imshow(weights.numpy(), cmap="viridis", vmin=0, vmax=1)
+            image = axes.imshow(weights.numpy(), cmap="viridis", vmin=0, vmax=1)
             axes.set_title(name if len(maps) == 1 else f"{name}, head {head}", fontsize=8)
+        line[0].set_ylabel("output (tokens)", fontsize=8)
+        colour_bar(line[len(maps) - 1], image, "weight")
+    for axes in panels[-1]:
+        axes.set_xlabel("source (tokens)", fontsize=8)
     return figure
 
 
@@ -67,7 +71,7 @@ def bleu_by_length(sources: Sequence[str], said: Sequence[str], references: Sequ
         axes.bar(place, height, color="tab:blue")
         axes.text(place, height, f"{height:.1f}\n{len(chosen)} sentences" if chosen else "none", ha="center")
     axes.set_xticks(range(len(names)), names)
-    axes.set(xlabel="words of the source", ylabel="BLEU")
+    axes.set(xlabel="length of the source (words)", ylabel="BLEU (0 to 100)")
     axes.margins(y=0.15)
     return figure
 
@@ -79,5 +83,5 @@ def position_similarity(vectors: Tensor) -> Figure:
     axes = figure.subplots()
     image = axes.imshow((unit @ unit.T).numpy(), cmap="RdBu_r", vmin=-1, vmax=1, origin="lower")
     figure.colorbar(image, label="cosine similarity")
-    axes.set(xlabel="position", ylabel="position")
+    axes.set(xlabel="position (token)", ylabel="position (token)")
     return figure

@@ -121,22 +121,22 @@ class _Team:
         for state in self.states:
             state.reorder(rows, sentences)
 
-    def log_probabilities(self, words: Tensor, last: Tensor | None) -> Tensor:
-        """Log-probabilities (B, n, V) in float32 of what follows words (B, n): log of the mean of the nets'.
+    def log_probabilities(self, tokens: Tensor, last: Tensor | None) -> Tensor:
+        """Log-probabilities (B, n, V) in float32 of what follows tokens (B, n): log of the mean of the nets'.
 
         Padding and BOS never follow, and only EOS in sentences whose last step this is, last (B,); None: of none.
         """
         logs = []
         for net, state in zip(self.nets, self.states, strict=True):
-            embedded = net.embed(words.reshape(-1, 1))
+            embedded = net.embed(tokens.reshape(-1, 1))
             states = net.step(embedded, state) if self.cached else state.step(net, embedded)
             logs.append(net.logits(states[:, -1]).float().log_softmax(-1))
         mean = logs[0] if len(logs) == 1 else torch.stack(logs).logsumexp(0) - math.log(len(logs))
         if not len(self.never):  # made once: numbers in a list would be copied to the device at every step
-            word = torch.arange(mean.shape[1], device=mean.device)
-            self.never = (word == self.ends.pad) | (word == self.ends.bos)
-            self.before_end = word != self.ends.eos
-        mean = mean.unflatten(0, words.shape).masked_fill_(self.never, -torch.inf)
+            token = torch.arange(mean.shape[1], device=mean.device)
+            self.never = (token == self.ends.pad) | (token == self.ends.bos)
+            self.before_end = token != self.ends.eos
+        mean = mean.unflatten(0, tokens.shape).masked_fill_(self.never, -torch.inf)
         return mean if last is None else mean.masked_fill_(last.view(-1, 1, 1) & self.before_end, -torch.inf)
 
 
@@ -183,23 +183,23 @@ def beam_search(
     here = list(range(len(limits)))  # sentences that are not done
     rows, until = torch.arange(len(limits), device=device), torch.tensor(limits, device=device)
     team = _Team(nets, source, mask, ends, width, cached)
-    words = source.new_full((len(here), width, 1), ends.bos)
+    tokens = source.new_full((len(here), width, 1), ends.bos)
     scores = torch.full((len(here), width), -torch.inf, device=device)
     scores[:, 0] = 0.0  # the beams begin alike: one of them counts
     for length in itertools.count(1):
         some_end = any(limits[i] == length for i in here)
-        logs = team.log_probabilities(words[:, :, -1], until == length if some_end else None)
+        logs = team.log_probabilities(tokens[:, :, -1], until == length if some_end else None)
         values, places = (scores.unsqueeze(2) + logs).flatten(1).topk(2 * width)
-        beam, word = places // logs.shape[2], places % logs.shape[2]
-        final = word == ends.eos
+        beam, token = places // logs.shape[2], places % logs.shape[2]
+        final = token == ends.eos
 
         complete = final[:, :width] & (values[:, :width] != -torch.inf)
-        chosen_words = words.gather(1, beam[:, :width].unsqueeze(2).expand(-1, -1, length))[:, :, 1:]
-        kept.add(rows, complete, chosen_words, values[:, :width])
+        outputs = tokens.gather(1, beam[:, :width].unsqueeze(2).expand(-1, -1, length))[:, :, 1:]
+        kept.add(rows, complete, outputs, values[:, :width])
 
         chosen = final.long().argsort(dim=1, stable=True)[:, :width]  # those that do not end, in their order
-        scores, beam, word = (x.gather(1, chosen) for x in (values, beam, word))
-        words = torch.cat([words.gather(1, beam.unsqueeze(2).expand(-1, -1, length)), word.unsqueeze(2)], 2)
+        scores, beam, token = (x.gather(1, chosen) for x in (values, beam, token))
+        tokens = torch.cat([tokens.gather(1, beam.unsqueeze(2).expand(-1, -1, length)), token.unsqueeze(2)], 2)
         stay = None
         at_limit = all(limits[i] <= length for i in here)
         if at_limit or length % look == 0:
@@ -208,7 +208,7 @@ def beam_search(
                 break
             if len(left) < len(here):
                 stay = torch.tensor(left, device=device)
-                words, scores, beam, rows, until = (x[stay] for x in (words, scores, beam, rows, until))
+                tokens, scores, beam, rows, until = (x[stay] for x in (tokens, scores, beam, rows, until))
                 here = [here[b] for b in left]
         first = torch.arange(len(here), device=device) if stay is None else stay
         team.reorder((first.unsqueeze(1) * width + beam).flatten(), stay)
@@ -220,7 +220,7 @@ class _Kept:
 
     Args:
         count, width: B and how many are enough for a sentence.
-        longest: Words of the longest hypothesis, EOS among them.
+        longest: Tokens of the longest hypothesis, EOS among them.
         device: Of the search.
     """
 
@@ -232,22 +232,22 @@ class _Kept:
         self.lengths = torch.zeros(count, room, dtype=torch.int64, device=device)
         self.counts = torch.zeros(count, dtype=torch.int64, device=device)
 
-    def add(self, rows: Tensor, complete: Tensor, words: Tensor, scores: Tensor) -> None:
+    def add(self, rows: Tensor, complete: Tensor, tokens: Tensor, scores: Tensor) -> None:
         """Keep some of the candidates of sentences that have not enough yet.
 
         Args:
             rows: Numbers of the sentences, (b,).
             complete: Which candidates, (b, width) bool.
-            words: Of the candidates, without EOS, (b, width, t).
+            tokens: Of the candidates, without EOS, (b, width, t).
             scores: Sums of their log-probabilities, EOS among them, (b, width).
         """
         counts = self.counts[rows]
         complete = complete & (counts < self.width).unsqueeze(1)
         slot = torch.where(complete, counts.unsqueeze(1) + complete.cumsum(1) - 1, 2 * self.width - 1)
         at = rows.unsqueeze(1), slot
-        self.tokens[:, :, : words.shape[2]].index_put_(at, words)
+        self.tokens[:, :, : tokens.shape[2]].index_put_(at, tokens)
         self.scores.index_put_(at, scores)
-        self.lengths.index_put_(at, torch.full_like(slot, words.shape[2]))
+        self.lengths.index_put_(at, torch.full_like(slot, tokens.shape[2]))
         self.counts.index_add_(0, rows, complete.sum(1))
 
     def open(self, rows: Tensor, more: Tensor) -> Tensor:
@@ -259,10 +259,10 @@ class _Kept:
         parts = zip(*(part.tolist() for part in (self.counts, self.tokens, self.lengths, self.scores)), strict=True)
         return [
             sorted(
-                (Hypothesis(words[i][: sizes[i]], scores[i] / (sizes[i] + 1) ** penalty) for i in range(count)),
+                (Hypothesis(tokens[i][: sizes[i]], scores[i] / (sizes[i] + 1) ** penalty) for i in range(count)),
                 key=lambda hypothesis: -hypothesis.score,
             )[:n_best]
-            for count, words, sizes, scores in parts
+            for count, tokens, sizes, scores in parts
         ]
 
 
@@ -282,16 +282,16 @@ def _unroll(
     team = _Team(nets, source, mask, ends, count, room=max(limits))
     tokens = source.new_full((len(here), count, max(limits)), ends.pad)
     scores = torch.zeros(len(here), count, device=device)
-    words = source.new_full((len(here), count), ends.bos)
-    goes_on = torch.ones_like(words, dtype=torch.bool)
+    last = source.new_full((len(here), count), ends.bos)
+    goes_on = torch.ones_like(last, dtype=torch.bool)
     for length in itertools.count(1):
         some_end = any(limits[i] == length for i in here)
-        logs = team.log_probabilities(words, until == length if some_end else None)
-        words = choose(logs.flatten(0, 1)).view_as(words)
-        scores[places] += logs.gather(2, words.unsqueeze(2)).squeeze(2).where(goes_on, 0.0)
-        words = words.where(goes_on, ends.pad)
-        tokens[places, :, length - 1] = words
-        goes_on = goes_on & (words != ends.eos)
+        logs = team.log_probabilities(last, until == length if some_end else None)
+        last = choose(logs.flatten(0, 1)).view_as(last)
+        scores[places] += logs.gather(2, last.unsqueeze(2)).squeeze(2).where(goes_on, 0.0)
+        last = last.where(goes_on, ends.pad)
+        tokens[places, :, length - 1] = last
+        goes_on = goes_on & (last != ends.eos)
         if all(limits[i] <= length for i in here):
             break
         if length % look:
@@ -303,7 +303,7 @@ def _unroll(
             stay = torch.tensor(left, device=device)
             rows = stay.unsqueeze(1) * count + torch.arange(count, device=device)
             team.reorder(rows.flatten(), stay)
-            words, goes_on, places, until = (x[stay] for x in (words, goes_on, places, until))
+            last, goes_on, places, until = (x[stay] for x in (last, goes_on, places, until))
             here = [here[b] for b in left]
     valid = tokens != ends.pad
     longest = length if look == 1 else int(valid.sum(2).max())
@@ -321,7 +321,7 @@ def greedy(
     """The likeliest token at every step; arguments and result as of `beam_search` with a width of 1, but faster."""
     tokens, valid, scores = _unroll(nets, source, mask, ends, 1, lambda logs: logs.argmax(1))
     found = zip(tokens[:, 0].tolist(), valid.sum(2)[:, 0].tolist(), scores[:, 0].tolist(), strict=True)
-    return [[Hypothesis(words[: length - 1], score / length**penalty)] for words, length, score in found]
+    return [[Hypothesis(row[: length - 1], score / length**penalty)] for row, length, score in found]
 
 
 @torch.no_grad()  # not inference mode: reinforcement learning feeds the tokens to a pass with gradients

@@ -48,10 +48,11 @@ class UsageError(DataError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser that raises instead of printing its usage, and takes no shortened flags."""
+    """An argparse parser that raises instead of printing its usage, takes no shortened flags, and keeps line ends."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # type: ignore[arg-type]
+        own = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(*args, **{**own, **kwargs})  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
         """Raise a UsageError, with the nearest choice where one was misspelt."""

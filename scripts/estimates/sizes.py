@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.hw1_covid import CovidData
-from datamodules.hw2_phoneme import PhonemeData
+from datamodules.hw2_phoneme import PhonemeData, derived_batch
 from datamodules.hw3_food import FoodData
 from datamodules.hw4_speaker import SpeakerData
 from datamodules.hw5_translation import TranslationData
@@ -54,7 +54,9 @@ class Food(NamedTuple):
 
 COVID = {"2021": Covid(2700, 40, 3, 18), "2022": Covid(2699, 37, 5, 16), "2023": Covid(3009, 34, 3, 18)}
 SPEECH = {
-    "2021": Speech(3696, 1_229_932, 90, 780, 39),  # TIMIT without the sentences that all its speakers say
+    # rows are published, no utterances: assumed are those of TIMIT's training part without the sentences that all
+    # its speakers say, and their lengths; steps and memory hardly depend on them, as a batch is filled with frames
+    "2021": Speech(3696, 1_229_932, 90, 780, 39),
     "2022": Speech(4286, 2_644_158, 139, 998, 41),
     "2023": Speech(3429, 2_116_794, 139, 998, 41),
 }
@@ -145,26 +147,27 @@ def phoneme(data: PhonemeData, edition: str) -> Workload:
         "window": data.window,
         "transitions": torch.zeros(size.classes, size.classes),
     }
+    frames = round(size.frames * train)
+    room = data.batch_size or derived_batch(frames)
     if data.window is not None:
 
         def windows(rows: int) -> dict[str, Tensor]:
             return {"x": torch.randn(rows, data.window or 1, WIDTH), "y": torch.randint(size.classes, (rows,))}
 
-        frames = round(size.frames * train)
-        text = f"{data.batch_size} windows of {data.window} frames"
-        batches = -(-frames // data.batch_size)
-        return Workload(facts, windows, (16, 32), data.batch_size, data.batch_size, batches, size.frames - frames, text)
+        text = f"{room} windows of {data.window} frames"
+        return Workload(facts, windows, (16, 32), room, room, -(-frames // room), size.frames - frames, text)
     count = round(size.utterances * train)
-    batches, (length,) = _buckets(size.frames / size.utterances, size.shortest, size.longest, count, data.batch_size, 1)
+    batches, (length,) = _buckets(size.frames / size.utterances, size.shortest, size.longest, count, room, 1)
 
-    def utterances(rows: int) -> dict[str, Tensor]:
+    def utterances(rows: int) -> dict[str, Any]:
         mask = torch.ones(rows, length, dtype=torch.bool)
         mask[:, -1] = False  # a batch in which nothing is padded is rare
         places = mask.flatten().nonzero().squeeze(1)
         y = torch.randint(size.classes, (rows, length))
-        return {"x": torch.randn(rows, length, WIDTH).half(), "mask": mask, "y": y, "places": places}
+        x, lengths = torch.randn(rows, length, WIDTH).half(), [length - 1] * rows
+        return {"x": x, "mask": mask, "y": y, "places": places, "lengths": lengths}
 
-    most = max(data.batch_size, size.longest) / length
+    most = max(room, size.longest) / length
     text = f"{count / batches:.1f} utterances of {length} frames"
     return Workload(facts, utterances, (2, 4), count / batches, most, batches, size.utterances - count, text)
 

@@ -58,7 +58,7 @@ def facts_of(module: Any, settings: dict[str, Any], graphs: Sequence[Graph]) -> 
     return found | {
         "features": facts["features"], "rate": RATE, "window": facts["window"],
         "kind": "Kaldi's 13 MFCC with two deltas, each normalised over the utterance; mirrored ends, no dither",
-        "smoothing": module.smoothing, "transitions": facts["transitions"].tolist(),
+        "transitions": module.followers().tolist(),
     }  # fmt: skip
 
 

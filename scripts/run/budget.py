@@ -95,7 +95,7 @@ class Stopwatch(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure how long a checkpoint takes to save."""
         begun = time.perf_counter()
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / "timed.ckpt")
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "timed.ckpt", weights_only=False)
         self._save = time.perf_counter() - begun
 
     def measured(self) -> Speed:

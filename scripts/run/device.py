@@ -2,8 +2,11 @@
 
 import statistics
 import time
+from typing import Any
 
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -57,3 +60,27 @@ def _faster_in_bf16(seconds: float = 1.0) -> bool:
             found.append(time.perf_counter() - start)
     plain, half = (statistics.median(found[1:] or found) for found in times.values())
     return plain > FASTER * half
+
+
+def settle_device(trainer: Any) -> None:
+    """Choose the precision that "auto" stands for, synchronise batch norms over GPUs, refuse what would stop later.
+
+    Args:
+        trainer: The trainer's configuration; changed in place.
+
+    Raises:
+        MisconfigurationException: gradients cannot be clipped as the configuration wants.
+    """
+    on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if on_gpu:
+        use_tensor_cores()
+        trainer.sync_batchnorm = True  # of one process nothing changes
+    if trainer.precision == "auto":
+        trainer.precision = best_precision(on_gpu)
+        rank_zero_info(f"trainer.precision auto: {trainer.precision}")
+    strategy = trainer.strategy if isinstance(trainer.strategy, str) else getattr(trainer.strategy, "class_path", "")
+    if "fsdp" in strategy.lower() and trainer.gradient_clip_val and trainer.gradient_clip_algorithm != "value":
+        raise MisconfigurationException(
+            f"trainer.strategy {strategy} cannot clip gradients by their norm; use ddp, or say "
+            "--trainer.gradient_clip_algorithm value, or --trainer.gradient_clip_val null"
+        )

@@ -52,6 +52,11 @@ class RunFolder:
             )
         return path
 
+    def kept(self) -> Path:
+        """The checkpoint that stands for the run: best.ckpt, or last.ckpt where no validation chose a best one."""
+        best = (self.checkpoints / "best.ckpt").is_file() or not self.resumable()
+        return self.checkpoint("best" if best else "last")
+
     def resumable(self) -> bool:
         """Whether there is a state to go on from."""
         return (self.checkpoints / "last.ckpt").is_file()

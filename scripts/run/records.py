@@ -198,7 +198,9 @@ class RunRecord(Callback):
         self._rows: int | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a new run."""
+        """Put in what the data have settled, and begin a new run."""
+        if settled := getattr(trainer.datamodule, "settled", None):  # type: ignore[attr-defined]
+            self.config["data"]["init_args"] |= settled
         if self.resumed is None:
             self._begin(trainer)
 

@@ -12,7 +12,8 @@ from datamodules.errors import DataError
 from modules.base import HomeworkModule
 from scripts.run.checkpoint import from_config
 
-ELSEWHERE = ("root", "dir", "edition", "workers")  # flags of the data that change no batch
+PLACES = ("root", "dir", "edition", "workers")  # flags of the data that change no batch
+DERIVED = ("batch_size",)  # of the data: null stands for what the same files say
 MOVING = ("params", "lr", "initial_lr", "schedule_step")  # of a param group: what training itself changes
 
 Changes = list[dict[str, Any]]  # for each param group the settings that flags have changed
@@ -85,8 +86,8 @@ def check_data(path: Path, checkpoint: Mapping[str, Any], data: Mapping[str, Any
     if progress["is_last_batch"] or not any(loader.get("given") for loader in loaders if isinstance(loader, dict)):
         return
     before, now = (config.get("init_args") or {} for config in (checkpoint["config"]["data"], data))
-    for key in sorted({*before, *now} - {*ELSEWHERE}):
-        if before.get(key) != now.get(key):
+    for key in sorted({*before, *now} - {*PLACES}):
+        if before.get(key) != now.get(key) and not (key in DERIVED and now.get(key) is None):
             raise DataError(
                 f"{path}: of the middle of an epoch, whose batches data.{key} would change (from {before.get(key)} to "
                 f"{now.get(key)}); leave it out, or begin a new run in another --run_dir"

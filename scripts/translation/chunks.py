@@ -32,7 +32,8 @@ class Shard(NamedTuple):
         return range(min(first, total), min(last, total))
 
 
-def _shard(text: str) -> Shard:
+def parse_shard(text: str) -> Shard:
+    """A flag's I/N, such as 1/4."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise argparse.ArgumentTypeError(f"found {text}, expected I/N such as 1/4, the first of four parts")

@@ -20,7 +20,8 @@ from datamodules.files.places import PROJECT
 from datamodules.generated import write_covid
 from scripts.leeml import main
 from scripts.run.folder import RunFolder
-from scripts.train import run_cli, settle_wandb
+from scripts.run.wandb_run import settle_wandb
+from scripts.train import run_cli
 
 PRESETS = {p.stem: p for p in sorted((PROJECT / "configs/presets").glob("*.yaml"))}
 CONFIGS = sorted((PROJECT / "configs/hw1_covid").glob("*.yaml"))
@@ -293,6 +294,11 @@ def test_presets_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     names = [c["class_path"].split(".")[-1] for c in found["trainer"]["callbacks"]]
     assert names[-2:] == ["WandbRecord", "Compiled"]
     assert "WarmupScheduler" in names
+
+
+def test_cuda_graphs_are_a_flag_on_top_of_the_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    found = printed([*MEDIUM, *preset("gpu"), "--trainer.callbacks.mode", "reduce-overhead"], capsys)
+    assert found["trainer"]["callbacks"][-1]["init_args"] == {"mode": "reduce-overhead"}
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has a GPU")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from datamodules import hw2_phoneme
 from datamodules.errors import DataError
-from datamodules.hw2_phoneme import PhonemeData
+from datamodules.hw2_phoneme import FEWEST, MOST, PhonemeData, derived_batch
 from datamodules.speech import Part
 from datamodules.speech.libriphone import Utterance, UtteranceList, write_layout
 from datamodules.speech.packed import concatenate
@@ -117,6 +117,23 @@ def check_utterances(batch: dict[str, torch.Tensor], lengths: list[int]) -> None
 
 
 # each frame once
+
+
+@given(frames=st.integers(1, 10**7), more=st.integers(0, 10**6))
+def test_a_derived_batch_grows_with_the_frames_and_has_ends(frames, more):
+    assert FEWEST <= derived_batch(frames) <= derived_batch(frames + more) <= MOST
+    if FEWEST < derived_batch(frames) < MOST:
+        assert frames / derived_batch(frames) == pytest.approx(50, rel=0.01)  # steps of an epoch
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_no_batch_size_is_one_for_the_training_frames(tmp_path, monkeypatch, window):
+    monkeypatch.setattr(hw2_phoneme, "FEWEST", 30)
+    folder = write_set(tmp_path)
+    data, same = phonemes(folder, window=window, batch_size=None), phonemes(folder, window=window, batch_size=30)
+    assert (data.settled, same.settled) == ({"batch_size": 30}, {})
+    batches, expected = ([batch["row"].tolist() for batch in epoch_of(part)] for part in (data, same))
+    assert batches == expected
 
 
 @settings(max_examples=60)

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import math
 import shutil
 import warnings
 from collections.abc import Callable
@@ -331,6 +332,15 @@ class TestLoaders:
         for batch in ready(sample, multiple=8, max_tokens=2000).train_dataloader():
             assert batch["source"].shape[1] % 8 == batch["target"].shape[1] % 8 == 0
             assert len(batch["row"]) * max(batch["source"].shape[1], batch["target"].shape[1]) <= 2000
+
+    @pytest.mark.parametrize(("device", "multiple"), [("cuda", 8), ("cpu", 1)])
+    def test_lengths_are_rounded_for_a_gpu(self, sample: Path, device: str, multiple: int) -> None:
+        data = of_a_run(new(sample, max_tokens=2000))
+        data.trainer.strategy.root_device = torch.device(device)
+        data.setup("fit")
+        loader: Any = data.train_dataloader()
+        widths = [loader.dataset[rows]["source"].shape[1] for rows in loader.sampler]
+        assert math.gcd(*widths) == multiple
 
     def test_validation(self, sample: Path) -> None:
         data = ready(sample, quick=50)

@@ -54,6 +54,14 @@ def test_members_probabilities_are_averaged(members, seed):
     np.testing.assert_allclose(mean_log_probabilities(scores).exp(), expected, rtol=1e-5)
 
 
+def test_focal_loss_is_taken_by_all():
+    for name in MAKERS:
+        module = made(name, focal=2.0)
+        scores, y = torch.randn(1, 4, 3), torch.tensor([0, 1, 2, 0])
+        p = scores[0].softmax(1)[range(4), y]
+        torch.testing.assert_close(module.members_loss(scores, y), (-(1 - p).square() * p.log()).mean())
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_nothing_is_drawn_before_anything_was_judged(name):
     assert made(name).draw() == {}
@@ -79,7 +87,13 @@ WRONG = [
         for kind in (PhonemeClassifier, FoodClassifier, SpeakerClassifier)
         for value in (-0.1, 1.0)
     ),
+    *((kind, {"focal": -1.0}, "model.focal is -1") for kind in (PhonemeClassifier, FoodClassifier, SpeakerClassifier)),
     (PhonemeClassifier, {"smoothing": -1.0}, "model.smoothing is -1"),
+    (PhonemeClassifier, {"time_smoothing": -1}, "model.time_smoothing is -1"),
+    *(
+        (PhonemeClassifier, {"crf": True, name: value}, f"model.{name} is {value}")
+        for name, value in {"label_smoothing": 0.1, "time_smoothing": 1, "focal": 2.0}.items()
+    ),
     (FoodClassifier, {"mixup": -1.0}, "model.mixup"),
     (FoodClassifier, {"pseudo_threshold": 1.5}, "model.pseudo_threshold"),
     (FoodClassifier, {"net": nn.Linear(2, 2)}, "name the function alone"),

@@ -141,6 +141,37 @@ def test_members_learn_as_if_alone():
     assert not torch.equal(found["heads.0.1.weight"], found["heads.1.1.weight"])
 
 
+def test_the_chain_is_trained_on_label_sequences():
+    module, parts = classifier(members=2, crf=True, smoothing=0.5), utterances()
+    module.transitions.zero_()  # what it began from is no longer needed
+    loss, expected = module.training_step(padded(parts, 3, 7.0), 0), 0.0
+    for net, head, chain in zip(module.nets, module.heads, module.chain, strict=True):
+        for frames, labels in parts:
+            scores = head(net(frames.unsqueeze(0)))[0]
+            every = []
+            for path in itertools.product(range(CLASSES), repeat=len(frames)):
+                steps = [chain[a, b] for a, b in itertools.pairwise(path)]
+                every.append(sum(scores[t, y] for t, y in enumerate(path)) + sum(steps))
+            steps = chain[labels[:-1], labels[1:]].sum()
+            expected += torch.stack(every).logsumexp(0) - scores[range(len(labels)), labels].sum() - steps
+    torch.testing.assert_close(loss, expected / sum(LENGTHS))
+    (grad,) = torch.autograd.grad(loss, [module.chain])
+    assert grad.abs().sum((1, 2)).min() > 0
+    torch.testing.assert_close(module.followers(), 0.5 * classifier().transitions)
+
+
+def test_frames_near_a_border_share_their_targets():
+    module, parts = classifier(time_smoothing=2, members=2, label_smoothing=0.1), utterances()
+    kernel, expected = np.array([1, 2, 3, 2, 1]) / 9, 0.0
+    for net, head in zip(module.nets, module.heads, strict=True):
+        for frames, labels in parts:
+            hot = np.pad(np.eye(CLASSES)[labels], ((2, 2), (0, 0)), "edge")
+            shares = np.stack([np.convolve(column, kernel, "valid") for column in hot.T], 1)
+            target = torch.tensor(0.9 * shares + 0.1 / CLASSES).float()
+            expected += F.cross_entropy(head(net(frames.unsqueeze(0)))[0], target, reduction="sum")
+    torch.testing.assert_close(module.training_step(padded(parts, 2, 7.0), 0), expected / sum(LENGTHS))
+
+
 def test_windows_train_on_plain_cross_entropy():
     module, data = classifier(functools.partial(WindowMLP, hidden=(7,)), 3), flat(utterances())
     scores = module.heads[0](module.nets[0](data["x"]))
@@ -279,25 +310,34 @@ def test_metrics_by_hand(said, cut, window):
 
 
 @settings(max_examples=30)
-@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=3), seed=st.integers(0, 999), window=st.booleans())
-def test_smoothing_answers_the_best_path(lengths, seed, window):
-    weight, classes = 1.7, 3
+@given(
+    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    seed=st.integers(0, 999),
+    window=st.booleans(),
+    crf=st.booleans(),
+)
+def test_smoothing_answers_the_best_path(lengths, seed, window, crf):
+    weight, classes, crf = 1.7, 3, crf and not window
     net = functools.partial(WindowMLP, hidden=(7,)) if window else Small
-    module = classifier(net, 3 if window else None, classes, smoothing=weight, members=2).eval()
+    module = classifier(net, 3 if window else None, classes, smoothing=weight, members=2, crf=crf).eval()
     torch.manual_seed(seed)
     for head in module.heads:
         head[1].weight.data.normal_(0, 3)
     module.transitions.copy_(torch.randn(classes, classes))
+    follows = weight * module.transitions
+    if crf:
+        module.chain.data.normal_()
+        follows = module.chain.detach().mean(0)
     parts = [(torch.randn(n, FEATURES), torch.zeros(n, dtype=torch.int64)) for n in lengths]
     plain = classifier(net, 3 if window else None, classes, members=2).eval()
-    plain.load_state_dict(module.state_dict())
+    plain.load_state_dict(module.state_dict(), strict=False)
     expected = []
     for part in parts:
         logs = plain.predict_step(flat([part]) if window else padded([part]), 0)["prediction"].log()
         paths = list(itertools.product(range(classes), repeat=len(logs)))
         values = [
             sum(logs[t, k].item() for t, k in enumerate(path))
-            + weight * sum(module.transitions[a, b].item() for a, b in itertools.pairwise(path))
+            + sum(follows[a, b].item() for a, b in itertools.pairwise(path))
             for path in paths
         ]
         expected += paths[max(range(len(paths)), key=values.__getitem__)]
@@ -322,6 +362,8 @@ def test_smoothing_answers_the_best_path(lengths, seed, window):
             "model.net.stride is 2: expected 1",
         ),
         (WindowMLP, 3, {"augment": [SpecAugment()]}, "model.augment .* needs data.window null"),
+        (WindowMLP, 3, {"crf": True}, "model.crf .* needs data.window null"),
+        (WindowMLP, 3, {"time_smoothing": 1}, "model.time_smoothing .* needs data.window null"),
     ],
 )
 def test_network_and_window_must_agree(net, window, options, says):
@@ -346,6 +388,7 @@ TRAININGS = {
         {"net": functools.partial(Recurrent, hidden=16), "members": 2, "augment": [SpecAugment(1, 5, bands=1)]},
         {"window": None, "batch_size": 400},
     ),
+    "chain": ({"net": functools.partial(Recurrent, hidden=16), "crf": True}, {"window": None, "batch_size": 400}),
 }
 
 

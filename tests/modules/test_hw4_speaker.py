@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -278,9 +279,14 @@ def test_pictures(trained):
     figures = module.draw()
     assert figures.keys() == {"attention", "embeddings", "most_confused"}
     assert module.training == training
-    images = [axes.images[0].get_array() for axes in figures["attention"].axes if axes.images]
-    maps = [image for image in images if image.shape[0] == image.shape[1]]
+    panels = [axes for axes in figures["attention"].axes if axes.images]
+    maps = [axes for axes in panels if len({*axes.images[0].get_array().shape}) == 1]
     assert len(maps) == 2  # heads
+    for axes in maps:
+        weights = axes.images[0].get_array()
+        np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-5)
+        assert axes.child_axes[0].get_ylim() == pytest.approx((0, weights.max()))
+        assert [*axes.get_xlim(), *axes.get_ylim()] == pytest.approx([0, len(weights) / 100, len(weights) / 100, 0])
     assert len(figures["embeddings"].axes[0].collections[0].get_offsets()) == 48
     axes = figures["most_confused"].axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]

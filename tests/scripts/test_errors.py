@@ -66,6 +66,11 @@ def test_no_data_names_the_three_ways_to_get_it(fit, tmp_path, flag):
     assert_fails(tmp_path, *fit, *flags, says=[str(where if flag else tmp_path / "no_data"), "Ways to get them", *ways])
 
 
+@pytest.mark.parametrize("flag", ["--data.root", "--data.dir"])
+def test_a_home_folder_of_nobody(fit, tmp_path, flag):
+    assert_fails(tmp_path, *fit, flag, "~no_such_user/data", says=["~", "no user of this machine"])
+
+
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
 def test_no_data_for_a_trained_run(run, tmp_path, verb):
     assert_fails(

@@ -8,6 +8,7 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import answer, assert_fails, works
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -104,6 +105,17 @@ def test_fit_test_and_predict(phone_run, root, tmp_path):
     best_alone = ["--ckpt_path", phone_run / "checkpoints" / "best.ckpt", "--data.root", alone.parent]
     works("predict", *best_alone, "--output", tmp_path / "alone.csv")
     assert (tmp_path / "alone.csv").read_bytes() == raw
+
+
+def test_a_derived_batch_stands_in_the_config_and_resumes(root, tmp_path):
+    line = ["fit", "--config", root / "whole.yaml", "--data.batch_size", "null", "--data.root", root]
+    line += ["--run_dir", tmp_path / "run", "--trainer.limit_val_batches", "0"]
+    works(*line, "--trainer.max_steps", "2")
+    saved = tmp_path / "run" / "config.yaml"
+    derived = yaml.safe_load(saved.read_text())["data"]["init_args"]["batch_size"]
+    assert derived == hw2_phoneme.FEWEST
+    works(*line, "--trainer.max_steps", "3", "--resume")  # in the middle of an epoch, by the same command
+    assert yaml.safe_load(saved.read_text())["data"]["init_args"]["batch_size"] == derived
 
 
 def test_boss_on_the_rows_of_2021(root, tmp_path):

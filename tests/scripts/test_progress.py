@@ -4,6 +4,8 @@ import contextlib
 import io
 import os
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.callbacks import Callback
@@ -43,6 +45,16 @@ def drawn(screen):
 @pytest.fixture
 def fit(sample, experiment, tmp_path):
     return ["fit", "--config", str(experiment), "--data.root", str(sample), "--run_dir", str(tmp_path / "run")]
+
+
+@pytest.mark.parametrize(("subcommand", "says"), [("fit", True), ("translate", False), ("runs", False)])
+def test_a_slow_start_is_said_where_stderr_is_a_file_too(monkeypatch, capsys, subcommand, says):
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr("scripts.leeml.importlib.import_module", lambda name: SimpleNamespace(main=lambda args: 0))
+    assert main([subcommand]) == 0
+    said = capsys.readouterr()
+    assert said.err == (f"leeml {subcommand}: loading PyTorch ...\n" if says else "")
+    assert said.out == ""
 
 
 def test_a_fit_draws_one_line_that_fits(terminal, fit, tmp_path):

@@ -30,8 +30,8 @@ if facts["window"]:
 else:
     logs = model(x=x[None], mask=np.ones((1, count), bool))["log_probabilities"][0]
 
-best, back = logs[0], []  # the likeliest path; where `smoothing` is 0, each frame's best class
-follows = facts["smoothing"] * np.array(facts["transitions"])
+best, back = logs[0], []  # the likeliest path; where all transitions are 0, each frame's best class
+follows = np.array(facts["transitions"])
 for frame in logs[1:]:
     score = best[:, None] + follows
     back.append(score.argmax(0))

@@ -55,6 +55,33 @@ def test_the_margin_is_on_the_target_alone(kind, margin):
         torch.testing.assert_close(logits[chosen][~near], 20 * past[~near])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_several_centres_the_nearest_counts_and_learns(kind):
+    torch.manual_seed(0)
+    module = MarginSoftmax(5, 4, 20.0, 0.3, kind, centres=3).double()
+    x, target = torch.randn(6, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 1])
+    logits, nearest = module(x, target), []
+    for b in range(6):
+        for c in range(4):
+            own = module.weight[3 * c : 3 * c + 3]
+            values = [
+                MarginSoftmax.forward(one_of(w, kind), x[b : b + 1], (target[b : b + 1] != c).long()) for w in own
+            ]
+            best = max(range(3), key=lambda k: values[k][0, 0].item())
+            nearest.append(3 * c + best)
+            torch.testing.assert_close(logits[b, c], values[best][0, 0])
+    logits.sum().backward()
+    assert {k for k, row in enumerate(module.weight.grad) if row.any()} == set(nearest)
+
+
+def one_of(centre, kind):
+    """A head whose class 0 has this centre alone; class 1 is somewhere."""
+    module = MarginSoftmax(len(centre), 2, 20.0, 0.3, kind).double()
+    with torch.no_grad():
+        module.weight[0].copy_(centre)
+    return module
+
+
 def test_the_angular_logit_falls_from_0_to_pi():
     logits = []
     for theta in torch.linspace(0, math.pi, 200).tolist():

@@ -219,8 +219,8 @@ def test_heatmaps_lie_over_their_images():
     maps = torch.zeros(3, 4, 5)
     maps[0, 0, 0], maps[1, 3, 4] = 1e-6, 50.0
     figure = pictures.heatmaps(x, maps, NAMES)
-    assert [axes.get_title() for axes in figure.axes] == NAMES
-    shown = [axes.images[0].get_array().astype(int) for axes in figure.axes]
+    assert [axes.get_title() for axes in figure.axes] == [*NAMES, ""]  # the last is the bar of colours
+    shown = [axes.images[0].get_array().astype(int) for axes in figure.axes[:-1]]
     for i, both in enumerate(shown):
         assert both.shape == (12, 20, 3)
         np.testing.assert_array_equal(both[:, :10], x[i].permute(1, 2, 0))
@@ -236,7 +236,8 @@ def test_heatmaps_lie_over_their_images():
 
 def test_maps_are_smoothed_between_their_cells():
     x = torch.zeros(1, 3, 1, 8, dtype=torch.uint8)
-    (axes,) = pictures.heatmaps(x, torch.tensor([[[0.0, 1.0]]]), ["x"]).axes
+    axes, bar = pictures.heatmaps(x, torch.tensor([[[0.0, 1.0]]]), ["x"]).axes
+    assert bar.get_ylim() == (0, 1)
     brightness = axes.images[0].get_array()[0, 8:].astype(int).sum(-1)
     assert len(set(brightness.tolist())) > 3
 
@@ -290,6 +291,7 @@ def test_embeddings_of_next_to_nothing(rows, width, constant):
 def test_many_classes_have_colours_without_a_legend():
     figure = pictures.embedding({"a": torch.randn(4, 2)}, torch.tensor([0, 20, 39, 60]), [f"c{i}" for i in range(61)])
     assert not figure.legends
+    assert figure.axes[1].get_ylim() == (-0.5, 60.5)  # a bar of colours in its place
     paint(figure)
     assert len(np.unique(figure.axes[0].collections[0].get_facecolors(), axis=0)) == 4
 
@@ -303,7 +305,9 @@ def test_frames_lie_above_their_labels():
     assert top.images[0].origin == "lower"
     assert top.images[0].get_extent()[:2] == [0, 0.2]
     assert [axes.get_ylabel() for axes in below] == ["true", "predicted"]
-    assert below[-1].get_xlabel() == "seconds"
+    assert below[-1].get_xlabel() == "time (s)"
+    (bar,) = top.child_axes
+    assert bar.get_ylim() == pytest.approx((x.min().item(), x.max().item()))
     paint(figure)
     colours = {}
     for axes, expected in zip(

@@ -47,6 +47,9 @@ def test_attention_maps_show_the_weights_of_every_layer_and_head(chinese):
         place = axes.get_subplotspec()
         assert labels(axes.xaxis) == (names if place.is_last_row() else [])
         assert labels(axes.yaxis) == (names[1:] if place.is_first_col() else [])
+        assert axes.get_xlabel() == ("source (tokens)" if place.is_last_row() else "")
+        assert axes.get_ylabel() == ("output (tokens)" if place.is_first_col() else "")
+    assert [bar.get_ylim() for axes in panels.flat for bar in axes.child_axes] == [(0, 1), (0, 1)]  # one a layer
     paint(figure)
 
 
@@ -79,5 +82,5 @@ def test_position_similarity_is_the_cosine():
     half = 0.5**0.5
     expected = [[1, 0, half, -1], [0, 1, half, 0], [half, half, 1, -half], [-1, 0, -half, 1]]
     np.testing.assert_allclose(figure.axes[0].images[0].get_array(), expected, atol=1e-6)
-    assert [axes.get_ylabel() for axes in figure.axes] == ["position", "cosine similarity"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["position (token)", "cosine similarity"]
     paint(figure)

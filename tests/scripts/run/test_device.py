@@ -15,8 +15,10 @@ from datamodules import base
 from datamodules.hw3_food import FoodData
 from datamodules.hw4_speaker import SpeakerData
 from datamodules.hw5_translation import TranslationData
+from scripts.run import device
+from scripts.run.device import settle_device
 from scripts.run.folder import RunFolder, agreed
-from scripts.train import LeemlCLI, settle_device
+from scripts.train import LeemlCLI
 
 
 def settings(**changes: Any) -> Namespace:
@@ -65,6 +67,13 @@ def test_a_cpu_takes_bf16_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, fa
     assert trainer.precision == ("bf16-mixed" if faster else "32-true")
 
 
+def test_measuring_bf16_draws_no_random_numbers() -> None:
+    torch.manual_seed(0)
+    assert isinstance(device._faster_in_bf16(0.01), bool)
+    assert torch.initial_seed() == 0
+    assert torch.rand(()) == torch.rand((), generator=torch.Generator().manual_seed(0))
+
+
 def test_clipping_that_fsdp_cannot_do_is_refused_before_training() -> None:
     settle_device(settings(precision=None, strategy="fsdp"))
     settle_device(settings(precision=None, strategy="fsdp", gradient_clip_val=1.0, gradient_clip_algorithm="value"))
@@ -100,8 +109,8 @@ def test_workers_are_the_cores_beside_a_gpu(
     for kind in (FoodData, SpeakerData, TranslationData):
         data = kind()
         assert data.loading(data.workers) == {"num_workers": 0, "pin_memory": False}
-        device = SimpleNamespace(root_device=torch.device("cuda", 0))
-        data.trainer = SimpleNamespace(strategy=device, num_devices=cards)  # type: ignore[assignment]
+        strategy = SimpleNamespace(root_device=torch.device("cuda", 0))
+        data.trainer = SimpleNamespace(strategy=strategy, num_devices=cards)  # type: ignore[assignment]
         found = data.loading(data.workers)
         assert (found["num_workers"], found["pin_memory"]) == (workers, True)
         assert found.get("persistent_workers", False) == (workers > 0)
