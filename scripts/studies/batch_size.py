@@ -319,10 +319,11 @@ STUDY = Study(
     "Hoffer et al. 2017, NeurIPS (arXiv 1705.08741)",
     code=("scripts/studies/batch_size.py:rescaled", "callbacks/curvature.py:lanczos"),
     quick=Settings(),
-    full=Settings(small=20, large=500, used=2000, window=5, hidden=(128, 128)),
+    full=Settings(small=16, large=250, used=1000, window=5, hidden=(128, 128)),
     run=run,
     statements=STATEMENTS,
     figure=figure,
     table=table,
     data="hw2_phoneme",
+    full_looks=(4, 8),
 )
