@@ -1,7 +1,8 @@
 """leeml bench: speed and accuracy of a homework against plain references, in one process run, printed as ratios.
 
 The benchmark of a homework is a file of scripts/benches with the functions `speed` and `accuracy`, and, for flags or
-parts of its own, `add_flags(parser)`. A function gets the flags that its parameters are named after.
+parts of its own, `add_flags(parser)`. A function gets the flags that its parameters are named after. For --budget it
+has `sample(data, module)`, see scripts/benches/budget.py.
 """
 
 import importlib
@@ -13,21 +14,30 @@ from pathlib import Path
 import torch
 
 from scripts import benches
+from scripts.benches import scale
+from scripts.benches.budget import compare
 from scripts.benches.tools import environment
 from scripts.cli.mistakes import Parser, UsageError, near
 
 
 def main(args: list[str]) -> int:
-    """Run one homework's benchmark."""
+    """Run one homework's benchmark, or that of full scale."""
+    if args[1:2] == ["scale"]:
+        return scale.main(args[2:])
     known = [m.name for m in pkgutil.iter_modules(benches.__path__) if m.name.startswith("hw")]
+    more = "A homework may have more: leeml bench NAME -h. Noise of full size: leeml bench scale."
     parser = Parser(
-        prog="leeml bench", description=__doc__.splitlines()[0], epilog="A homework may have more: leeml bench NAME -h."
+        prog="leeml bench",
+        description=__doc__.splitlines()[0],
+        epilog=more,
     )
     parser.add_argument("homework", help=", ".join(known))
     parser.add_argument("--data.root", dest="root", type=Path, help="data folder with one sub-folder a homework")
     parser.add_argument("--only", choices=["speed", "accuracy"], help="one half of it")
     parser.add_argument("--levels", nargs="+", default=["boss"], help="levels in the accuracy table")
     parser.add_argument("--repeats", type=int, default=5, help="timed turns; medians are reported")
+    parser.add_argument("--budget", help="train the course's code and each of --levels for so long, such as 5m")
+    parser.add_argument("--data.edition", dest="edition", help="for --budget, where there are several")
     parser.add_argument("--threads", type=int, default=2, help="torch threads on the CPU")
     named = next((word for word in args[1:] if word in known), None)
     bench = importlib.import_module(f"scripts.benches.{named}") if named else None
@@ -37,11 +47,15 @@ def main(args: list[str]) -> int:
     if own.homework != named:
         hint = near(own.homework, known, 0.4) or f"; there are {', '.join(known)}"
         raise UsageError(f"no benchmark of {own.homework!r}{hint}")
+    assert bench is not None
     for name in ("repeats", "threads"):
         if getattr(own, name) < 1:
             raise UsageError(f"--{name} {getattr(own, name)}: expected at least 1")
     torch.set_num_threads(own.threads)
     print(environment(own.threads))
+    if own.budget:
+        compare(bench, {"--data.root": own.root, "--data.edition": own.edition}, own.levels, own.budget)
+        return 0
     for part in [own.only] if own.only else ["speed", "accuracy"]:
         measure: Callable[..., None] = getattr(bench, part)
         measure(**{name: getattr(own, name) for name in inspect.signature(measure).parameters})

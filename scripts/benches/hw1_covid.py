@@ -22,10 +22,18 @@ from datamodules.files.places import PROJECT, default_root
 from datamodules.hw1_covid import CovidData
 from modules.hw1_covid import CovidRegressor
 from scripts import kfold
+from scripts.benches.budget import Sample
 from scripts.benches.tools import medians
 
 EPOCHS, MEMBERS = 100, 32
 BATCH = 270  # the course's of 2021, with its network 93-64-1 and SGD
+
+
+def sample(data: CovidData, module: CovidRegressor) -> Sample:
+    """The course's loop of 2022: batches of single rows, MSE."""
+    rows = data.train_dataloader().dataset[torch.from_numpy(data.chosen_folds()[0].train)]
+    loader = DataLoader(TensorDataset(rows["x"], rows["y"]), batch_size=data.batch_size, shuffle=True)
+    return Sample(loader, lambda batch: nn.functional.mse_loss(module(batch[0].unsqueeze(0))[0], batch[1]))
 
 
 def editions(root: Path | None) -> dict[str, Path]:

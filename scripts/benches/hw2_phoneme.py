@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -33,6 +33,7 @@ from modules.hw2_phoneme import PhonemeClassifier
 from modules.nets.mlp import Activation
 from modules.nets.window_mlp import WindowMLP
 from scripts import kfold
+from scripts.benches.budget import Sample
 from scripts.benches.tools import empty_cache, peak_memory, resident
 
 CONFIGS = PROJECT / "configs" / "hw2_phoneme"
@@ -62,6 +63,26 @@ def ready(folder: Path, **options: Any) -> PhonemeData:
 
 
 # speed
+
+
+def course_loader(data: PhonemeData, batch: int) -> DataLoader:
+    """The course's: a table with n copies of every frame, batches of single frames."""
+    assert isinstance(data.frames, Packed)
+    rows = torch.from_numpy(data.chosen_folds()[0].train)
+    x = windows(data.frames.frames, data.frames.offsets, rows, data.window or 1).flatten(1).float()
+    return DataLoader(TensorDataset(x, data.targets[rows]), batch, shuffle=True)
+
+
+def sample(data: PhonemeData, module: PhonemeClassifier) -> Sample:
+    """The course's loop, which counts the right answers of each step."""
+
+    def loss(batch: list[Tensor]) -> Tensor:
+        x, y = batch
+        (scores,) = module(x.unflatten(1, (data.window or 1, -1)))
+        (scores.argmax(1) == y).sum().item()
+        return F.cross_entropy(scores, y)
+
+    return Sample(course_loader(data, data.frames_a_step), loss)
 
 
 def course_loop(loader: DataLoader, case: Case, classes: int) -> None:
@@ -151,11 +172,8 @@ def timed(part: Callable[[], None]) -> float:
 def training(folder: Path, case: Case, repeats: int) -> None:
     """Print frames/s of the course's loop and of ours."""
     data = ready(folder, window=WINDOW, batch_size=case.batch)
-    assert isinstance(data.frames, Packed)
     assert data.facts is not None
-    rows = torch.from_numpy(data.split()[0].train)
-    x = windows(data.frames.frames, data.frames.offsets, rows, WINDOW).flatten(1).float()  # n copies of every frame
-    plain = DataLoader(TensorDataset(x, data.targets[rows]), case.batch, shuffle=True)
+    plain, rows = course_loader(data, case.batch), data.split()[0].train
     loader, classes = data.train_dataloader(), len(data.names)
     parts: dict[str, Callable[[], float]] = {
         "the course's loop": partial(timed, partial(course_loop, plain, case, classes)),
@@ -214,13 +232,13 @@ def padding(lengths: dict[str, np.ndarray]) -> None:
 # LibriPhone's size
 
 
-def write_large(folder: Path) -> None:
-    """A generated set of LibriPhone's size in its layout."""
+def write_large(folder: Path, share: float = 1.0) -> None:
+    """A generated set of LibriPhone's size, or a share of it, in its layout."""
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((4_000, 39), np.float32)
 
     def utterances() -> Iterator[Utterance]:
-        for number, length in enumerate(spoken_lengths().tolist()):
+        for number, length in enumerate(spoken_lengths()[: round(UTTERANCES * share)].tolist()):
             first = int(rng.integers(len(noise) - length))
             yield Utterance(f"{number:05d}", noise[first : first + length], rng.integers(41, size=length))
 

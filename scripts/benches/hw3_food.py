@@ -39,6 +39,7 @@ from datamodules.hw3_food import FoodData
 from modules.hw3_food import FoodClassifier
 from modules.nets.cnn import CNN
 from modules.nets.resnet import ResNet
+from scripts.benches.budget import Sample
 from scripts.benches.tools import empty_cache, medians, peak_memory, resident
 from scripts.cli.summary import collect
 from scripts.train import run_cli
@@ -82,6 +83,20 @@ class CourseRows(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.transform(Image.open(self.paths[index])), self.labels[index]
+
+
+def sample(data: FoodData, module: FoodClassifier) -> Sample:
+    """The course's loop: files opened in every epoch, in the training process; accuracy asked for after every step."""
+    size = (data.image_size, data.image_size)
+    rows = CourseRows(data, transforms.Compose([transforms.Resize(size), transforms.ToTensor()]))
+
+    def loss(batch: list[Tensor]) -> Tensor:
+        x, y = batch
+        scores = module.net(x)
+        (scores.argmax(1) == y).float().mean().item()
+        return F.cross_entropy(scores, y)
+
+    return Sample(DataLoader(rows, batch_size=data.batch_size, shuffle=True), loss)
 
 
 def course_epoch(rows: CourseRows, workers: int) -> None:

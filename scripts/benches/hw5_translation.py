@@ -31,6 +31,7 @@ from modules.nets.seq2seq import Seq2Seq, TransformerSeq2Seq
 from modules.translation.parallel_search import repeated_share
 from modules.translation.scores import CorpusScore
 from modules.translation.search import beam_search
+from scripts.benches.budget import Sample
 from scripts.benches.tools import empty_cache, medians
 from scripts.cli.summary import collect
 from scripts.run.checkpoint import from_config, load_translator
@@ -116,6 +117,11 @@ def shuffled(data: TranslationData, batches: Sequence[Batch]) -> list[Batch]:
     ends = torch.searchsorted(lengths, torch.tensor([tokens(batches[: n + 1]) for n in range(len(batches))])) + 1
     pairs = data._data(data.corpus)
     return [pairs[rows[a:b]] for a, b in zip([0, *ends.tolist()], ends.tolist(), strict=False)]
+
+
+def sample(data: TranslationData, module: Translator) -> Sample:
+    """The course's loop: batches by length and tokens, as fairseq makes them; a constant rate, as in 2022 and 2023."""
+    return Sample(data.train_dataloader(), lambda batch: module._losses(batch, module.label_smoothing)[0].mean())
 
 
 # ours

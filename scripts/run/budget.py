@@ -25,8 +25,9 @@ from scripts.cli.mistakes import UsageError
 from scripts.cli.summary import show_summary
 from scripts.train import LeemlCLI, run_cli
 
-ENDLESS = ("--trainer.max_epochs=1000000", "--trainer.max_steps=-1")  # the stopwatch ends the trial
-TRIAL = (0.03, 4.0, 60.0)  # share of the budget that the trial trains for, at least and at most so many seconds
+UNCHECKED = "--trainer.num_sanity_val_steps=0"  # the trial validates, which checks more
+ENDLESS = ("--trainer.max_epochs=1000000", "--trainer.max_steps=-1", UNCHECKED)  # the stopwatch ends the trial
+TRIAL = (0.03, 2.0, 60.0)  # share of the budget that the trial trains for, at least and at most so many seconds
 UNTIMED = 3  # first steps, in which libraries choose algorithms and code is compiled
 RESERVE = 0.02  # share of the budget kept for pictures and the end of the run
 VALIDATION = 0.05  # most of the budget that validations may take; of an untrained translator they take longer
@@ -60,7 +61,8 @@ class Stopwatch(Callback):
     """Times the steps, validations and one save of a fit, and ends it.
 
     Args:
-        seconds: How long to train, without validations.
+        seconds: How long to train, without validations; a validation is cut after as long, and the rest of it reckoned
+            from its first batches.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -71,7 +73,9 @@ class Stopwatch(Callback):
         self._setup = self._save = 0.0
         self._step = math.nan
         self._validations: list[float] = []
+        self._spent = 0.0  # in validations, since the clock started
         self._validated_from = 0.0
+        self._share = 1.0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
         """Start the clock after the first steps, and end the fit when the time is over."""
@@ -79,18 +83,37 @@ class Stopwatch(Callback):
         if self._since == math.inf and steps >= UNTIMED:
             self._first, self._since, self._setup = steps, now, now - self._begun
             self._validations.clear()
-        trained = now - self._since - sum(self._validations)
+            self._spent = 0.0
+        trained = now - self._since - self._spent
         if steps > self._first and trained >= self.seconds and math.isnan(self._step):
             self._step = trained / (steps - self._first)
             trainer.should_stop = True  # validates once more, then ends
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note when the validation begins."""
-        self._validated_from = time.perf_counter()
+        self._validated_from, self._share = time.perf_counter(), 1.0
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *rest: Any
+    ) -> None:
+        """Cut a validation that takes longer than the training.
+
+        Raises:
+            StopIteration: ends it, as Lightning's loop takes it for the end of the loader.
+        """
+        done, totals = batch_idx + 1, trainer.num_val_batches
+        if len(totals) == 1 and done < totals[0] < math.inf and self._validating() > self.seconds:
+            self._share = done / totals[0]
+            raise StopIteration
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the time of this validation."""
-        self._validations.append(time.perf_counter() - self._validated_from)
+        """Take the time that this validation would have taken."""
+        took = self._validating()
+        self._spent += took
+        self._validations.append(took / self._share)
+
+    def _validating(self) -> float:
+        return time.perf_counter() - self._validated_from
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure how long a checkpoint takes to save."""
@@ -138,12 +161,13 @@ def plan(speed: Speed, seconds: float) -> Settled:
     left = seconds * (1 - RESERVE) - speed.setup - speed.validation
     step = speed.step * (1 + speed.save / SAVED_EVERY)
     each = speed.validation + speed.save
-    further = int(min(MOST_VALIDATIONS - 1, VALIDATION * left / each)) if each > 0 else MOST_VALIDATIONS - 1
-    steps = int((left - max(0, further) * each) / step) if left > 0 else 0
+    # where there are several, the best may not be the last: it is then judged once more, for the pictures
+    further = int(min(MOST_VALIDATIONS, VALIDATION * left / each)) - 1 if each > 0 else MOST_VALIDATIONS - 1
+    steps = int((left - (further + 1) * each * (further > 0)) / step) if left > 0 else 0
     if steps < 1:
         need = speed.setup + speed.validation + step
         raise UsageError(f"--budget: the run needs {need:.0f} s before its first step is judged; give it more time")
-    validations = max(1, min(further + 1, steps))
+    validations = max(1, min(max(0, further) + 1, steps))
     return Settled(steps - steps % validations, (steps - steps % validations) // validations)
 
 
@@ -156,7 +180,7 @@ def flags_of(found: Settled, accumulated: int, optimizers: int = 1) -> list[str]
         optimizers: Number of optimizers; the trainer's max_steps counts the steps of all of them.
     """
     return [
-        f"--trainer.max_steps={found.steps * optimizers}", "--trainer.max_epochs=-1",
+        f"--trainer.max_steps={found.steps * optimizers}", "--trainer.max_epochs=-1", UNCHECKED,
         "--trainer.check_val_every_n_epoch=null", f"--trainer.val_check_interval={found.interval * accumulated}",
     ]  # fmt: skip
 

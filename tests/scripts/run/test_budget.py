@@ -1,16 +1,30 @@
 """scripts/run/budget.py: what fits into a budget, and a run whose settled length stands in its config."""
 
+from types import SimpleNamespace
+
 import pytest
 import yaml
 from conftest import answer, assert_fails, works
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
+from torch.utils.data import DataLoader
 
 from callbacks.curves import read_metrics
 from callbacks.schedules import noam
 from scripts.cli.mistakes import UsageError
-from scripts.run.budget import MOST_VALIDATIONS, VALIDATION, Settled, Speed, parse_budget, plan, shorten_warmup
+from scripts.run.budget import (
+    MOST_VALIDATIONS,
+    VALIDATION,
+    Settled,
+    Speed,
+    Stopwatch,
+    parse_budget,
+    plan,
+    shorten_warmup,
+)
 
 SECONDS = st.floats(1e-4, 5.0)
 
@@ -27,7 +41,8 @@ def test_the_plan_fits_and_uses_what_it_has(speed, seconds):
     assert validations <= MOST_VALIDATIONS
     assert (validations - 1) * speed.validation <= VALIDATION * seconds + 1e-9
     saving = found.steps * speed.step / 10 * speed.save
-    last = speed.validation + (validations - 1) * (speed.validation + speed.save)
+    # where there are several, one more for the pictures of the best
+    last = speed.validation + (validations - (validations == 1)) * (speed.validation + speed.save)
     spent = speed.setup + found.steps * speed.step + saving + last
     assert spent <= seconds + 1e-6
     unused = validations * speed.step * (1 + speed.save / 10)  # steps are a multiple of the validations
@@ -57,6 +72,31 @@ def test_a_warm_up_in_steps_is_cut_and_noam_keeps_its_peak():
     assert (options["warmup"], share["warmup"]) == (100, 0.05)
     peak = noam(99, 64, 100, options["factor"])
     assert peak == pytest.approx(noam(3999, 64, 4000, 2.0))
+
+
+class Counted(BoringModel):
+    judged = 0
+
+    def validation_step(self, batch, batch_idx):
+        self.judged += 1
+
+    def val_dataloader(self):
+        return DataLoader(RandomDataset(32, 5))
+
+
+@pytest.mark.parametrize(("seconds", "batches"), [(0.0, 1), (60.0, 5)])
+def test_a_long_validation_is_cut_and_reckoned(seconds, batches, monkeypatch, tmp_path):
+    clock = iter(float(number) for number in range(1000))  # each look takes a second
+    monkeypatch.setattr("scripts.run.budget.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    watch, module = Stopwatch(seconds), Counted()
+    Trainer(
+        callbacks=[watch], accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, max_steps=4, limit_train_batches=4, default_root_dir=tmp_path,
+        enable_checkpointing=False,
+    ).fit(module)  # fmt: skip
+    assert module.judged == batches
+    # a look at each batch but the last, and one at the end
+    assert watch.measured().validation == {1: 2 * 5, 5: 5}[batches]
 
 
 def test_a_run_within_a_budget_is_a_function_of_its_steps(experiment, sample, tmp_path, monkeypatch):

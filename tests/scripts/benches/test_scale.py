@@ -1,0 +1,36 @@
+"""Every set is written, opened twice and batched, at a small share of its size; nothing is left."""
+
+import pytest
+from conftest import answer
+
+from scripts.benches import scale
+
+
+@pytest.mark.parametrize("homework", scale.SETS)
+def test_a_set_is_written_in_the_course_s_layout_and_made_into_batches(homework, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LEEML_CACHE", str(tmp_path / "cache"))
+    kind, write, _ = scale.SETS[homework]
+    write(tmp_path / "set", 0.02)
+    assert kind.has_files(tmp_path / "set")
+    monkeypatch.setattr(scale, "BATCHES", 3)
+    scale.use(homework, str(tmp_path / "set"))
+    assert '"rows": ' in capsys.readouterr().out
+
+
+def test_a_set_is_used_twice_and_deleted(tmp_path, capsys):
+    scale.main(["hw2_phoneme", "--share", "0.005", "--place", str(tmp_path)])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "hw2_phoneme" in line]
+    assert [row[1] for row in rows] == ["first", "later"]
+    assert all(float(cell.replace(",", "")) > 0 for row in rows for cell in row[2:6])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(["hw1_covid"], "hw1_covid"), (["--share", "0"], "--share 0.0"), (["--share", "2"], "--share 2.0")],
+)
+def test_mistakes_are_one_line(words, says):
+    found = answer("bench", "scale", *words)
+    assert found.code == 2
+    assert says in found.err
+    assert found.err.count("\n") == 1
