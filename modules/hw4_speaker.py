@@ -104,17 +104,23 @@ class SpeakerClassifier(Classifier):
         return self._logs(self.embeddings(x, mask))
 
     def _logs(self, found: list[Tensor]) -> Tensor:
-        return mean_log_probabilities(torch.stack([head(e) for head, e in zip(self.heads, found, strict=True)]))
+        return mean_log_probabilities(self._scores(found))
+
+    def _scores(self, found: list[Tensor], y: Tensor | None = None) -> Tensor:
+        """Logits (M, B, C) of embeddings (B, E) each; with classes (B,) less the head's margin, if it has one."""
+        first = self.heads[0]
+        if not isinstance(first, MarginSoftmax):
+            return torch.stack([head(e) for head, e in zip(self.heads, found, strict=True)])
+        if self.compiled:
+            return torch.stack([head(e, y) for head, e in zip(self.heads, found, strict=True)])
+        weights: Any = [head.weight for head in self.heads]
+        return first.logits(torch.stack(found), torch.stack(weights), y)  # all members at once
 
     @weights_cast_once
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy, with the head's margin if it has one; the mean over utterances and members."""
         y, found = batch["y"], self.embeddings(batch["x"], batch.get("mask"))
-        scores = [
-            head(e, y) if isinstance(head, MarginSoftmax) else head(e)
-            for head, e in zip(self.heads, found, strict=True)
-        ]
-        return self.members_loss(torch.stack(scores), y)
+        return self.members_loss(self._scores(found, y), y)
 
     # judging
 

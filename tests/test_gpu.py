@@ -85,7 +85,7 @@ CASES = {
     "hw2_windows": Case(_phonemes(), 78, {"window": 5, "batch_size": 64}),
     "hw2_lstm": Case(_phonemes(net=functools.partial(Recurrent, hidden=8, layers=2)), 88, WHOLE, waits=PACKED),
     "hw2_conformer": Case(
-        _phonemes(net=CONFORMER, members=2, augment=[VocalTract(), SpecAugment()], smoothing=0.5), 690, WHOLE
+        _phonemes(net=CONFORMER, members=2, augment=[VocalTract(), SpecAugment()], smoothing=0.5), 675, WHOLE
     ),
     "hw2_transformer": Case(_phonemes(net=functools.partial(TransformerFrames, **SMALL)), 146, WHOLE),
     "hw3_cnn": Case(
@@ -108,14 +108,14 @@ CASES = {
             head=functools.partial(MarginSoftmax, kind="angular"),
             normalise=True,
         ),
-        810,
+        735,
         {"train_snr": (0.0, 60.0)},
     ),
     "hw4_transformer": Case(_speakers(hidden=8, pooling="statistics"), 182),
     "hw5_gru": Case(
         lambda: Translator(ADAM, functools.partial(RecurrentSeq2Seq, width=8, hidden=8, layers=2)), 240, waits=PACKED
     ),
-    "hw5_transformer": Case(lambda: Translator(ADAM, functools.partial(SEQ2SEQ, norm="pre", routing="mix")), 375),
+    "hw5_transformer": Case(lambda: Translator(ADAM, functools.partial(SEQ2SEQ, norm="pre", routing="mix")), 365),
     "hw5_sampling_in_passes": Case(
         lambda: Translator(ADAM, SEQ2SEQ, own_words="mixed"),
         850,

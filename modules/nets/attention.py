@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modules.nets.dropout import dropped
 from modules.nets.positions import RelativePositions
 
 
@@ -34,9 +35,8 @@ class Padding:
 
     def __init__(self, valid: Tensor) -> None:
         self.valid = valid
-        self.keys = Keys.of(valid[:, None, None, :])
-        """The attention mask that hides padded keys."""
-        self._weights: Tensor | None = None
+        self._memory_keys: Keys | None = None
+        self._weights: dict[torch.dtype, Tensor] = {}
         self._count: Tensor | None = None
 
     @staticmethod
@@ -45,18 +45,28 @@ class Padding:
         return Padding(mask) if isinstance(mask, Tensor) else mask
 
     @property
-    def weights(self) -> Tensor:
-        """(B, T, 1) float32, 1 = valid, 0 = padded."""
-        if self._weights is None:
-            self._weights = self.valid.unsqueeze(-1).float()
-        return self._weights
+    def memory_keys(self) -> "Keys":
+        """The attention mask that hides padded keys from the queries of other sequences."""
+        if self._memory_keys is None:
+            self._memory_keys = Keys.of(self.valid[:, None, None, :])
+        return self._memory_keys
 
     @property
-    def count(self) -> Tensor:
-        """Number of valid frames, () float32."""
+    def keys(self) -> "Keys":
+        """The same for their own queries: where all keys are padded, so are the queries, whose results mean nothing."""
+        return Keys(self.memory_keys.allowed, None)
+
+    def weights(self, dtype: torch.dtype) -> Tensor:
+        """(B, T, 1), 1 = valid, 0 = padded."""
+        if dtype not in self._weights:
+            self._weights[dtype] = self.valid.unsqueeze(-1).to(dtype)
+        return self._weights[dtype]
+
+    def count(self, dtype: torch.dtype) -> Tensor:
+        """Number of valid frames, but at least 1, ()."""
         if self._count is None:
-            self._count = self.weights.sum()
-        return self._count
+            self._count = self.valid.sum(dtype=dtype).clamp(min=1)
+        return self._count.to(dtype)
 
 
 class Keys(NamedTuple):
@@ -64,8 +74,8 @@ class Keys(NamedTuple):
 
     allowed: Tensor
     """Broadcastable to (B, heads, Tq, Tk), True = may; all of them for a query that may attend to nothing."""
-    none: Tensor
-    """(..., Tq, 1), True = this query may attend to nothing."""
+    none: Tensor | None
+    """(..., Tq, 1), True = this query may attend to nothing, and gets zeros; None: what those get does not matter."""
 
     @staticmethod
     def of(mask: Tensor) -> "Keys":
@@ -76,7 +86,7 @@ class Keys(NamedTuple):
     @property
     def mask(self) -> Tensor:
         """The mask that it was made of."""
-        return self.allowed & ~self.none
+        return self.allowed if self.none is None else self.allowed & ~self.none
 
 
 def key_mask(valid: Tensor | None) -> Tensor | None:
@@ -234,8 +244,11 @@ class MultiHeadAttention(nn.Module):
         if bias is not None:
             allowed = bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
         dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, allowed, dropout, causal)
-        if keys is not None:
+        if dropout and q.device.type == "cpu" and not torch.compiler.is_compiling():
+            out = _with_dropout(q, k, v, _with_causal(None, q, k) if causal else allowed, dropout)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, allowed, dropout, causal)
+        if keys is not None and keys.none is not None:
             out = out.masked_fill(keys.none, 0.0)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
@@ -263,6 +276,14 @@ class MultiHeadAttention(nn.Module):
         if mask is None:
             return scores.softmax(-1)
         return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1) * mask
+
+
+def _with_dropout(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: float) -> Tensor:
+    """scaled_dot_product_attention with dropout: on a CPU torch takes these steps too, but with slower masks."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf) if allowed.dtype == torch.bool else scores + allowed
+    return dropped(scores.softmax(-1), dropout) @ v
 
 
 def _with_causal(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:

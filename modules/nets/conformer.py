@@ -55,7 +55,6 @@ class _Normalised(torch.autograd.Function):
         total = wide.sum((0, 1))
         if _together():
             total, count = _summed(torch.cat([total, count.view(1)])).split([len(total), 1])
-        count = count.clamp(min=1)
         mean = total / count
         centred = torch.addcmul(wide, weights, mean, value=-1)
         squares = centred.square().sum((0, 1))
@@ -115,12 +114,11 @@ class MaskedBatchNorm(nn.Module):
             return ((x - self.running_mean) * scale + self.bias).to(x.dtype)
         padding = Padding.of(mask)
         if padding is None:
-            weights = torch.ones(1, 1, 1, device=x.device)
-            count = torch.full((), float(x.shape[0] * x.shape[1]), device=x.device)
+            weights = self.weight.new_ones(1, 1, 1)
+            count = self.weight.new_full((), x.shape[0] * x.shape[1])
         else:
-            weights, count = padding.weights, padding.count
-        dtype = self.weight.dtype
-        found: Any = _Normalised.apply(x, weights.to(dtype), count.to(dtype), self.weight, self.bias, self.eps)
+            weights, count = padding.weights(self.weight.dtype), padding.count(self.weight.dtype)
+        found: Any = _Normalised.apply(x, weights, count, self.weight, self.bias, self.eps)
         out, mean, _, unbiased = found
         with torch.no_grad():
             torch._foreach_lerp_([self.running_mean, self.running_var], [mean.detach(), unbiased], self.momentum)
@@ -169,7 +167,7 @@ class ConvolutionModule(nn.Module):
         padding = Padding.of(mask)
         x = F.glu(self.pointwise1(self.layer_norm(x)), -1)
         if padding is not None:
-            x = x * padding.weights.to(x.dtype)  # not masked_fill, which would need the mask's inverse
+            x = x * padding.weights(x.dtype)  # not masked_fill, which would need the mask's inverse
         x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
         return self.dropout(self.pointwise2(F.silu(self.batch_norm(x, padding))))
 

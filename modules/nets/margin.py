@@ -44,12 +44,17 @@ class MarginSoftmax(nn.Module):
 
     def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
         """(B, D), targets (B,) or None -> (B, C)."""
+        return self.logits(x, self.weight, target)
+
+    def logits(self, x: Tensor, weight: Tensor, target: Tensor | None = None) -> Tensor:
+        """As forward, with weights of the same shape; for M members at once all have a further dimension M in front."""
         with torch.autocast(x.device.type, enabled=False):  # in bfloat16 a cosine is off by up to 0.004, then scaled
-            cosines = F.linear(F.normalize(x.to(self.weight.dtype)), F.normalize(self.weight))
-            cosines = cosines.unflatten(1, (-1, self.centres)).amax(2)
+            cosines = F.normalize(x.to(weight.dtype), dim=-1) @ F.normalize(weight, dim=-1).transpose(-2, -1)
+            if self.centres > 1:
+                cosines = cosines.unflatten(-1, (-1, self.centres)).amax(-1)
             if target is not None:
-                index = target.unsqueeze(1)
-                cosines = cosines.scatter(1, index, self._with_margin(cosines.gather(1, index)))
+                index = target.expand(cosines.shape[:-1]).unsqueeze(-1)
+                cosines = cosines.scatter(-1, index, self._with_margin(cosines.gather(-1, index)))
             return self.scale * cosines
 
     def _with_margin(self, cosine: Tensor) -> Tensor:

@@ -159,7 +159,8 @@ class DecoderLayer(nn.Module):
         With caches, of self-attention and of the memory, x are the next frames and memory is None; that of the memory
         may have one row for several of x, which follow each other (the beams of a sentence).
         """
-        keys, memory_keys = _keys(mask), _keys(memory_mask)
+        keys, memory_padding = _keys(mask), Padding.of(memory_mask)
+        memory_keys = None if memory_padding is None else memory_padding.memory_keys
         if self.pre:
             x = x + self._attend(self.norm1(x), keys, caches[0])
             x = x + self._attend_memory(self.norm2(x), memory, memory_keys, caches[1])

@@ -54,6 +54,22 @@ def test_equals_torch(bias, cross, padding, causal):
         torch.testing.assert_close(ours(x, memory, mask), out)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("relative", [False, True])
+def test_dropout_is_of_the_weights(monkeypatch, causal, padding, relative):
+    """In training on a CPU by steps of our own: with nothing dropped, what torch computes in evaluation."""
+    shares = []
+    monkeypatch.setattr("modules.nets.attention.dropped", lambda weights, p: shares.append(p) or weights)
+    positions = RelativePositions(D, HEADS) if relative else None
+    net, x = MultiHeadAttention(D, HEADS, 0.3, relative=positions), torch.randn(3, 5, D)
+    mask = key_mask(padding_mask(torch.tensor([5, 0, 4]), 5)) if padding else None
+    expected = net.eval()(x, None, mask, causal)
+    assert not shares
+    torch.testing.assert_close(net.train()(x, None, mask, causal), expected)
+    assert shares == [0.3]
+
+
 def test_starts_as_torch_does():
     torch.manual_seed(0)
     theirs = nn.MultiheadAttention(256, 4)

@@ -29,6 +29,12 @@ def test_edges_and_evaluation():
     assert Dropout(0.5)(x.bfloat16()).dtype is torch.bfloat16
 
 
+def test_compiles_in_one_piece():
+    compiled = torch.compile(Dropout(0.5), backend="eager", fullgraph=True)
+    y = compiled(torch.ones(100))
+    assert set(y.tolist()) == {0.0, 2.0}
+
+
 def test_the_seed_repeats_it():
     x = torch.randn(50)
     torch.manual_seed(3)

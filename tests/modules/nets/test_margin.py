@@ -126,6 +126,16 @@ def test_the_angular_gradient_is_that_of_the_angle(theta):
     torch.testing.assert_close(x.grad[0], -30 * math.sin(theta + 0.35) / 2 * turned)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("aimed", [False, True])
+def test_several_heads_at_once_are_each_alone(kind, aimed):
+    heads = [head(kind), head(kind)]
+    torch.nn.init.normal_(heads[1].weight)
+    x, target = torch.randn(2, 6, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 1]) if aimed else None
+    together = heads[0].logits(x, torch.stack([h.weight for h in heads]), target)
+    torch.testing.assert_close(together, torch.stack([h(e, target) for h, e in zip(heads, x, strict=True)]))
+
+
 def test_cosines_stay_exact_under_autocast():
     module, x, target = head("angular", 0.5).float(), torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 0, 1])
     with torch.autocast("cpu", torch.bfloat16):
