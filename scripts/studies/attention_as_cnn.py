@@ -363,4 +363,5 @@ STUDY = Study(
     figure=figure,
     table=table,
     data="hw3_food",
+    full_looks=(4, 8),
 )  # fmt: skip

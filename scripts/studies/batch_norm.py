@@ -438,4 +438,5 @@ STUDY = Study(
     figure=figure,
     table=table,
     data="hw2_phoneme",
+    full_looks=(4, 8),
 )

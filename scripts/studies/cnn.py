@@ -406,4 +406,5 @@ STUDY = Study(
     table=table,
     play=Play("convolution", walked),
     data="hw3_food",
+    full_looks=(4, 8),
 )  # fmt: skip

@@ -338,5 +338,5 @@ STUDY = Study(
     figure=figure,
     table=table,
     data="hw1_covid",
-    quick_looks=(4, 8, 12),
+    full_looks=(4, 8),
 )
