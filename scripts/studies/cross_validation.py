@@ -216,7 +216,7 @@ STUDY = Study(
     source="Lecture 2 of 2021; Stone 1974, JRSS-B; Kohavi 1995, IJCAI; Blum and Hardt 2015, ICML",
     code=("datamodules/hw1_covid.py:CovidData.split", "scripts/kfold.py:main"),
     quick=Settings(),
-    full=Settings(repeats=200, edition="2021"),
+    full=Settings(repeats=100, edition="2021"),
     run=run,
     statements=STATEMENTS,
     figure=figure,
