@@ -354,10 +354,7 @@ STUDY = Study(
         "modules/nets/attention.py:MultiHeadAttention",
     ),
     quick=Settings(),
-    full=Settings(
-        sizes=(64, 512, 4096, 16384), side=12, steps=600, photos=2600, photo_side=32, photo_steps=400,
-        accelerator="auto",
-    ),
+    full=Settings(sizes=(64, 512, 4096), steps=400, photos=2600, photo_side=32, photo_steps=200, accelerator="auto"),
     run=run,
     statements=STATEMENTS,
     figure=figure,

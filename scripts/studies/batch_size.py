@@ -319,7 +319,7 @@ STUDY = Study(
     "Hoffer et al. 2017, NeurIPS (arXiv 1705.08741)",
     code=("scripts/studies/batch_size.py:rescaled", "callbacks/curvature.py:lanczos"),
     quick=Settings(),
-    full=Settings(small=20, large=500, used=2000, window=5, hidden=(128, 128)),
+    full=Settings(small=16, large=250, used=1000, window=5, hidden=(128, 128)),
     run=run,
     statements=STATEMENTS,
     figure=figure,

@@ -332,7 +332,7 @@ STUDY = Study(
     "Srivastava et al. 2014, JMLR 15",
     code=("modules/hw1_covid.py:CovidRegressor", "datamodules/hw1_covid.py:CovidData.split"),
     quick=Settings(),
-    full=Settings(steps=400, edition="2021"),
+    full=Settings(edition="2021"),
     run=run,
     statements=STATEMENTS,
     figure=figure,
