@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from callbacks.warmup import WarmupScheduler
-from datamodules.hw3_food import FoodData
 from modules.hw3_food import FoodClassifier
 from modules.nets.attention import MultiHeadAttention
 from modules.nets.cnn import CNN
@@ -39,8 +38,8 @@ class Settings:
 
     Args:
         sizes, judged: Numbers of made images to train on, and how many others judge.
-        side, patch, steps: Of made images, in pixels; and of fits on them.
-        photos, photo_side, photo_patch, photo_steps: The same of HW3's photos, of which the rest judges.
+        side, patch: Of images, in pixels.
+        steps: Of every fit.
         d_model, heads, layers: Of the Transformer.
         channels: Of the CNN.
         batch_size, rate: Of all fits.
@@ -53,10 +52,6 @@ class Settings:
     side: int = 9
     patch: int = 3
     steps: int = 250
-    photos: int = 200
-    photo_side: int = 16
-    photo_patch: int = 4
-    photo_steps: int = 80
     d_model: int = 32
     heads: int = 4
     layers: int = 2
@@ -154,17 +149,6 @@ def made_split(settings: Settings, seed: int) -> MadeData:
     return (x, y), made_images(settings.judged, settings.side, generator), sign_facts(x)
 
 
-def photo_split(settings: Settings, seed: int, root: Path) -> MadeData:
-    """The same of HW3's photos; those to train on in an order by chance."""
-    data = FoodData(str(root), image_size=settings.photo_side)
-    data.setup("fit")
-    held = data.chosen_folds()[0]
-    train = torch.from_numpy(np.random.default_rng(seed).permutation(held.train))
-    val = torch.from_numpy(held.val)
-    assert data.facts is not None
-    return (data.pictures[train], data.targets[train]), (data.pictures[val], data.targets[val]), data.facts
-
-
 @torch.no_grad()
 def share_right(module: FoodClassifier, x: Tensor, y: Tensor) -> float:
     """Of images (N, 3, S, S) of classes y (N,)."""
@@ -173,24 +157,22 @@ def share_right(module: FoodClassifier, x: Tensor, y: Tensor) -> float:
     return float((said == y).double().mean())
 
 
-def shares_right(settings: Settings, seed: int, images: MadeData, size: int, photos: bool) -> Measurements:
+def shares_right(settings: Settings, seed: int, images: MadeData, size: int) -> Measurements:
     """Both nets after a fit on so many images: share right of new ones and of their own, and their parameters."""
     (x, y), (new, answers), facts = images
-    side, patch = (settings.photo_side, settings.photo_patch) if photos else (settings.side, settings.patch)
     nets: dict[str, Callable[..., nn.Module]] = {
         "CNN": partial(CNN, channels=settings.channels, hidden=()),
         "self-attention": partial(
-            PatchTransformer, side=side, patch=patch, d_model=settings.d_model, heads=settings.heads,
-            layers=settings.layers,
+            PatchTransformer, side=settings.side, patch=settings.patch, d_model=settings.d_model,
+            heads=settings.heads, layers=settings.layers,
         ),
     }  # fmt: skip
-    found: Measurements = {"new": {}, "own": {}, "parameters": {}, "size": min(size, len(y))}
+    found: Measurements = {"new": {}, "own": {}, "parameters": {}, "size": size}
     for name, net in nets.items():
         torch.manual_seed(seed)
         module = FoodClassifier(partial(torch.optim.AdamW, lr=settings.rate, fused=True), net)
         module.expect(facts)
-        steps = settings.photo_steps if photos else settings.steps
-        data = Examples(x[:size], y[:size], steps, settings.batch_size, seed)
+        data = Examples(x[:size], y[:size], settings.steps, settings.batch_size, seed)
         fit(module, data, 1, [WarmupScheduler("cosine", warmup=0.1)], settings.accelerator)
         found["new"][name] = share_right(module, new, answers)
         found["own"][name] = share_right(module, x[:size][:JUDGED_TRAIN], y[:size][:JUDGED_TRAIN])
@@ -207,8 +189,7 @@ def run(settings: Settings, seed: int, root: Path) -> Measurements:
         "apart": [float((convolved(image, kernel, a) - wanted).abs().max()) for a in settings.sharpness],
         "sharpness": list(settings.sharpness),
         "shown": made[0][0][:8].tolist(),
-        "signs": [shares_right(settings, seed, made, size, False) for size in settings.sizes],
-        "photos": shares_right(settings, seed, photo_split(settings, seed, root), settings.photos, True),
+        "signs": [shares_right(settings, seed, made, size) for size in settings.sizes],
     }
 
 
@@ -249,13 +230,6 @@ STATEMENTS = (
         lambda found: ahead(found["signs"][-1]), 0.05, Said("percentage points behind", "個百分點的落後"), "share",
         "at most",
     ),
-    Statement(
-        Said(
-            "On HW3's photos, which are few, the CNN names more new ones right.",
-            "HW3 的照片不多，CNN 認對的新照片比較多。",
-        ),
-        lambda found: ahead(found["photos"]), 0.02, OF_IMAGES, "share",
-    ),
 )  # fmt: skip
 
 
@@ -284,9 +258,6 @@ def figure(measurements: list[Measurements]) -> Figure:
     for name, colour in zip(NETS, ("tab:blue", "tab:red"), strict=True):
         values = 100 * np.array([[found["new"][name] for found in m["signs"]] for m in measurements])
         right.errorbar(sizes, values.mean(0), values.std(0), fmt="o-", color=colour, capsize=3, label=name)
-        photos = 100 * np.array([m["photos"]["new"][name] for m in measurements])
-        right.errorbar([first["photos"]["size"]], photos.mean(), photos.std(), fmt="*", color=colour, markersize=11,
-                       capsize=3, label=f"{name}, photos")  # fmt: skip
     right.set(xscale="log", xlabel="images to learn from", ylabel="new images right (%)", title="few and many images")
     right.set_xticks(sizes, [f"{size:,}" for size in sizes])
     right.tick_params(axis="x", which="minor", bottom=False)
@@ -301,11 +272,10 @@ def table(measurements: list[Measurements]) -> Table:
     for name in NETS:
         for kind in ("new", "own"):
             signs = np.array([[found[kind][name] for found in m["signs"]] for m in measurements])
-            photos = [m["photos"][kind][name] for m in measurements]
             count = first["signs"][0]["parameters"][name]
-            rows.append([name, count, kind, *map(mean_and_spread, signs.T), mean_and_spread(photos)])
+            rows.append([name, count, kind, *map(mean_and_spread, signs.T)])
     sizes = [f"{found['size']:,} signs" for found in first["signs"]]
-    return ["net", "parameters", "share right of images", *sizes, f"{first['photos']['size']:,} photos"], rows
+    return ["net", "parameters", "share right of images", *sizes], rows
 
 
 STUDY = Study(
@@ -323,16 +293,14 @@ STUDY = Study(
     varies=Said(
         "How sharply the nine heads look; and the number of images on which HW3's module learns, with a CNN and with a "
         "small vision Transformer, in as many steps. The images are made for the study: one of 8 signs somewhere in "
-        "noise. At last HW3's photos.",
+        "noise.",
         "九個 head 看得多集中；以及訓練圖片的張數：HW3 的模組，一個用 CNN，一個用小的 vision Transformer，步數相同。"
-        "圖片是為這個實驗產生的：8 種符號之一，出現在雜訊中的任何位置。最後也試 HW3 的照片。",
+        "圖片是為這個實驗產生的：8 種符號之一，出現在雜訊中的任何位置。",
     ),
     caption=Said(
         "Above: where each of the nine heads looks, and images to learn from. Below left: how far the nine heads are "
-        "from a convolution, the sharper they look. Below right: new images that each net names right; stars are "
-        "photos.",
-        "上：九個 head 各看哪裡，以及訓練用的圖片。左下：head 看得越集中，與卷積的差距。右下：各網路認對的新圖片，"
-        "星號是照片。",
+        "from a convolution, the sharper they look. Below right: new images that each net names right.",
+        "上：九個 head 各看哪裡，以及訓練用的圖片。左下：head 看得越集中，與卷積的差距。右下：各網路認對的新圖片。",
     ),
     doubt=Said(
         "The signs are easy, so 4,096 images are many. On photos a vision Transformer needs millions of them, or "
@@ -354,11 +322,10 @@ STUDY = Study(
         "modules/nets/attention.py:MultiHeadAttention",
     ),
     quick=Settings(),
-    full=Settings(sizes=(64, 512, 4096), steps=400, photos=2600, photo_side=32, photo_steps=200, accelerator="auto"),
+    full=Settings(sizes=(64, 256, 1024, 4096, 16384), side=12, steps=600, judged=2000, accelerator="auto"),
     run=run,
     statements=STATEMENTS,
     figure=figure,
     table=table,
-    data="hw3_food",
     full_looks=(4, 8),
 )  # fmt: skip

@@ -11,7 +11,6 @@ from conftest import ran_study
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch.nn import functional as F
 
 from modules.hw4_speaker import SpeakerClassifier
@@ -90,23 +89,6 @@ def test_signs_can_be_found_by_a_template():
         x.float().mean(1, keepdim=True), centred[:, None] / centred.flatten(1).norm(dim=1)[:, None, None, None]
     )
     assert float((match.amax((2, 3)).argmax(1) == y).double().mean()) > 0.95
-
-
-def test_photos_are_the_food_of_the_folder(tmp_path):
-    for part, count in (("training", 4), ("validation", 2)):
-        folder = tmp_path / "hw3_food" / part
-        folder.mkdir(parents=True)
-        for food in (0, 1):
-            for number in range(count):
-                Image.new("RGB", (20, 10), (250 * food, 100, number)).save(folder / f"{food}_{number}.png")
-    settings = attention_as_cnn.Settings(photo_side=4)
-    (x, y), (new, answers), facts = attention_as_cnn.photo_split(settings, 0, tmp_path)
-    assert (x.shape, new.shape, len(facts["classes"])) == ((8, 3, 4, 4), (4, 3, 4, 4), 2)
-    for images, classes in ((x, y), (new, answers)):
-        assert torch.equal(images[:, 0, 0, 0] > 125, classes == 1)
-    other = attention_as_cnn.photo_split(settings, 1, tmp_path)[0][1]
-    assert sorted(other.tolist()) == sorted(y.tolist())
-    assert not torch.equal(other, y)
 
 
 # 14 positions
