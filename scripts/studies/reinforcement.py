@@ -165,7 +165,7 @@ STATEMENTS = (
     ),
     Statement(
         Said("Meanwhile cross-entropy gets worse.", "同時交叉熵變差。"),
-        lambda found: change(found, REWARD, "loss"), 0.05, Said("nats a token more", "nats（每個 token 的增加）"),
+        lambda found: change(found, REWARD, "loss"), 0.02, Said("nats a token more", "nats（每個 token 的增加）"),
     ),
     Statement(
         Said("As many more steps on cross-entropy do not raise BLEU.", "再用交叉熵訓練同樣的步數，BLEU 不會提高。"),
