@@ -27,7 +27,7 @@ from modules.translation.losses import smoothed_cross_entropy
 from modules.translation.rewards import Score, SentenceReward
 from modules.translation.scheduled_sampling import OwnWords, by_steps, in_passes
 from modules.translation.scores import CorpusScore
-from modules.translation.search import Ends, beam_search, greedy
+from modules.translation.search import Ends, beam_search, draw_outputs, greedy
 
 SHOWN = 20  # samples of a validation
 DRAWN = 128  # positions in the picture of their similarity
@@ -51,6 +51,7 @@ class Translator(HomeworkModule):
         passes: Of the decoder, with sampling: passes.
         beam: Hypotheses kept in test and prediction.
         length_penalty: Hypotheses are ranked by log-probability / length ^ this.
+        no_repeat: No n-gram of so many tokens comes twice in a translation, 3 for instance; 0 allows all.
         objective: A loss of whole outputs that joins the cross-entropy (modules/objectives.py); null: there is none.
         start: Checkpoint, or folder of a run, whose weights a new fit begins with; null: random ones.
     """
@@ -69,6 +70,7 @@ class Translator(HomeworkModule):
         passes: int = 2,
         beam: int = 5,
         length_penalty: float = 1.0,
+        no_repeat: int = 0,
         objective: SequenceObjective | None = None,
         start: str | None = None,
     ) -> None:
@@ -77,9 +79,12 @@ class Translator(HomeworkModule):
             raise MisconfigurationException(f"model.label_smoothing is {label_smoothing}: expected 0 or more, below 1")
         if beam < 1 or passes < 2:
             raise MisconfigurationException(f"model.beam is {beam}, model.passes {passes}: expected at least 1 and 2")
+        if no_repeat < 0:
+            raise MisconfigurationException(f"model.no_repeat is {no_repeat}: expected 0 or more")
         self.save_hyperparameters(ignore=["optimizer", "net", "objective"])
         self.new_net: Callable[[int], Seq2Seq] = net or TransformerSeq2Seq
         self.label_smoothing, self.beam, self.length_penalty = label_smoothing, beam, length_penalty
+        self.no_repeat = no_repeat
         self.sampling, self.own_words, self.passes = sampling, own_words, passes
         self.objective, self.start = objective, start
         self.teacher_forcing: float | None = 1.0
@@ -202,10 +207,15 @@ class Translator(HomeworkModule):
         """The best translation of each source (B, S), as cleaned text; beam 1 is greedy."""
         nets, mask, beam = [self.net, *self.others], source != self.ends.pad, beam or self.beam
         if beam == 1:
-            found = greedy(nets, source, mask, self.ends)
+            found = greedy(nets, source, mask, self.ends, no_repeat=self.no_repeat)
         else:
-            found = beam_search(nets, source, mask, self.ends, beam, 1, self.length_penalty)
+            found = beam_search(nets, source, mask, self.ends, beam, 1, self.length_penalty, no_repeat=self.no_repeat)
         return [self.text(best.tokens) for best, *_ in found]
+
+    def sampled(self, source: Tensor) -> list[str]:
+        """A translation of each source (B, S), drawn word by word from the probabilities, as cleaned text."""
+        drawn = draw_outputs([self.net, *self.others], source, source != self.ends.pad, self.ends)
+        return [self.text(tokens) for tokens in drawn.tokens[:, 0].tolist()]
 
     def _log_loss(self, batch: dict[str, Any], name: str, metric: MeanMetric) -> None:
         losses, _ = self._losses(batch, 0.0)

@@ -5,17 +5,15 @@ than what people wrote, and easier to learn, above all for models that produce a
 the training part are translated, the teacher's own data configuration tells which; nothing held out is among them.
 """
 
-import re
 from pathlib import Path
 
 from datamodules.hw5_translation import SIDES, TranslationData
 from scripts.cli.mistakes import Parser, UsageError
 from scripts.run.checkpoint import from_config
-from scripts.translate import add_options, parse, planned
+from scripts.translate import add_options, opened, parse, planned
 from scripts.translation.chunks import write_all
 from scripts.translation.reading import Line
-from scripts.translation.translator import LineTranslator
-from scripts.translation.writing import whole_file
+from scripts.translation.writing import pair_row, whole_file
 
 REAL = ("--data.synthetic=null", "--data.synthetic_ratio=null", "--data.synthetic_only=false")
 
@@ -35,9 +33,7 @@ def main(args: list[str]) -> int:
     sink = whole_file(own, models, "\t".join(SIDES) if own.shard is None or own.shard.number == 1 else None)
     path, flags = models[0]
     of_model = [flag for flag in flags if flag.startswith("--model.")]
-    translator = LineTranslator(
-        [(path, of_model) for path, _ in models], own.device, own.max_tokens, own.precision, own.trust
-    )
+    translator = opened(own, [(path, of_model) for path, _ in models])
     of_data = [flag for flag in flags if flag not in of_model]
     data: TranslationData = from_config(path, [*REAL, *of_data], "data", trust=own.trust).data
     data.expect(translator.model.facts)
@@ -46,10 +42,5 @@ def main(args: list[str]) -> int:
     pairs = data.raw_lines(rows)
     side = SIDES.index(data.source)
     lines = [Line(pairs[row][side], f"pair {row + 1}") for row in rows.tolist()]
-
-    def row_of(line: Line, said: str) -> str:
-        sides = [re.sub(r"[\t\r]", " ", line.text), said]
-        return "\t".join(sides if side == 0 else reversed(sides))
-
-    write_all(lines, len(lines), own.shard, translator, sink, row_of)
+    write_all(lines, len(lines), own.shard, translator, sink, lambda line, said: pair_row(data.source, line.text, said))
     return 0

@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "translate": ("translate", "translate lines of text with a run of HW5: --run_dir DIR [FILE] [--output FILE]"),
     "demo": ("demo", "try trained runs by hand, on a page in the browser: --run_dir RUN [RUN ...]"),
     "distill": ("distill", "write a run's translations of its own training pairs: --run_dir DIR --output FILE.tsv"),
+    "backtranslate": ("backtranslate", "rounds of back-translation: --config ... --mono FILE.zh --run_dir DIR"),
     "kfold": ("kfold", "cross-validation and an ensemble of the folds: --config ... --folds 5"),
     "tune": ("tune", "search hyper-parameters by Optuna: tune configs/sweeps/hw1_covid.yaml --trials 20"),
     "plan": ("plan", "memory and hours of a config on a card, without both: --config ... [--card t4], or --table"),
@@ -56,7 +57,7 @@ REMEDIES = {
 
 def usage() -> str:
     """The help of leeml: all subcommands, one line each."""
-    lines = [f"  {name:<9} {text}" for name, (_, text) in SUBCOMMANDS.items()]
+    lines = [f"  {name:<13} {text}" for name, (_, text) in SUBCOMMANDS.items()]
     return "usage: leeml SUBCOMMAND ...\n\n" + "\n".join(lines) + "\n\nEach subcommand has its own --help."
 
 

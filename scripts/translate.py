@@ -12,13 +12,14 @@ import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from modules.translation.detokenize import RESTORE
 from scripts.cli.mistakes import Parser, UsageError
 from scripts.train import plan
 from scripts.translation.chunks import Shard, parse_shard, write_all
 from scripts.translation.reading import read
-from scripts.translation.translator import LineTranslator
+from scripts.translation.translator import LineTranslator, Way
 from scripts.translation.writing import Sink, StandardOutput, whole_file
 
 CLOSED = 128 + 13  # what a shell reports of a tool that SIGPIPE ended: not all was read, and pipefail may know
@@ -37,6 +38,12 @@ def add_options(parser: Parser) -> None:
         "--ckpt_path", action="append", default=[], help="best (default) or last of the run, or a file; may be repeated"
     )
     parser.add_argument("--beam", type=int, help="hypotheses kept (default: the run's); 1 is greedy, and fastest")
+    parser.add_argument(
+        "--way", choices=get_args(Way), default="beam",
+        help="the likeliest translation, one drawn from the probabilities, or the likeliest with words dropped, masked "
+        "and moved: the latter two are for back-translation (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
     parser.add_argument("--length_penalty", type=float, help="(default: the run's)")
     parser.add_argument(
         "--max_tokens", type=int, default=4096, help="of a batch: sentences x the longest (default: %(default)s)"
@@ -97,6 +104,11 @@ def planned(own: argparse.Namespace, flags: Sequence[str]) -> list[tuple[Path, l
     return found
 
 
+def opened(own: argparse.Namespace, models: Sequence[tuple[Path, Sequence[str]]]) -> LineTranslator:
+    """The models, as the subcommand's flags want them to translate."""
+    return LineTranslator(models, own.device, own.max_tokens, own.precision, own.trust, own.way, own.seed)
+
+
 def main(args: list[str]) -> int:
     """Translate files or standard input."""
     parser = Parser(
@@ -120,7 +132,7 @@ def main(args: list[str]) -> int:
     sink: Sink = StandardOutput() if own.output is None else whole_file(own, models, cleaned=own.cleaned)
     countable = own.files and all(stat.S_ISREG(path.stat().st_mode) for path in own.files)
     total = sum(1 for _ in read(own.files)) if countable else None  # and all is known to be UTF-8
-    translator = LineTranslator(models, own.device, own.max_tokens, own.precision, own.trust)
+    translator = opened(own, models)
     restore = (lambda text: text) if own.cleaned else RESTORE[translator.target]
     try:
         write_all(read(own.files), total, own.shard, translator, sink, lambda line, text: restore(text))

@@ -140,6 +140,23 @@ class _Team:
         return mean if last is None else mean.masked_fill_(last.view(-1, 1, 1) & self.before_end, -torch.inf)
 
 
+def block_repeats(logs: Tensor, tokens: Tensor, size: int) -> Tensor:
+    """Log-probabilities (B, n, V) where no token follows that would end an n-gram for the second time.
+
+    Args:
+        logs: Of what follows; changed in place.
+        tokens: So far, (B, n, t), with BOS or without, as nothing repeats it.
+        size: Tokens of an n-gram; 1 lets no token come twice. 0 blocks nothing.
+    """
+    if not size or tokens.shape[2] < size:
+        return logs
+    grams = tokens.unfold(2, size, 1)  # (B, n, t - size + 1, size)
+    last = tokens[:, :, tokens.shape[2] - size + 1 :].unsqueeze(2)
+    again = (grams[..., :-1] == last).all(3)
+    blocked = torch.zeros_like(logs).scatter_add_(2, grams[..., -1], again.to(logs.dtype))
+    return logs.masked_fill_(blocked > 0, -torch.inf)
+
+
 @torch.inference_mode()
 def beam_search(
     nets: Sequence[Seq2Seq],
@@ -150,6 +167,7 @@ def beam_search(
     n_best: int = 1,
     penalty: float = 1.0,
     cached: bool = True,
+    no_repeat: int = 0,
 ) -> list[list[Hypothesis]]:
     """The translations with the highest scores among those that never fall out of the `width` best on the way.
 
@@ -168,6 +186,8 @@ def beam_search(
         penalty: Power of the length that divides the sum of log-probabilities: 1 gives their mean, 0 leaves the sum,
             which prefers short outputs.
         cached: False decodes the whole prefix at every step: slow, and the same.
+        no_repeat: No n-gram of so many tokens comes twice in an output (Paulus et al. 2017, arXiv 1705.04304, section
+            2.5, for 3); 0 allows all.
 
     Returns:
         For every sentence its best hypotheses, the highest score first.
@@ -189,6 +209,7 @@ def beam_search(
     for length in itertools.count(1):
         some_end = any(limits[i] == length for i in here)
         logs = team.log_probabilities(tokens[:, :, -1], until == length if some_end else None)
+        logs = block_repeats(logs, tokens, no_repeat)
         values, places = (scores.unsqueeze(2) + logs).flatten(1).topk(2 * width)
         beam, token = places // logs.shape[2], places % logs.shape[2]
         final = token == ends.eos
@@ -273,6 +294,7 @@ def _unroll(
     ends: Ends,
     count: int,
     choose: Callable[[Tensor], Tensor],
+    no_repeat: int = 0,
 ) -> Drawn:
     """`count` outputs a sentence, token after token; `choose` picks from log-probabilities (N, V) one token a row."""
     limits = ends.limits(nets, source, mask)
@@ -287,6 +309,7 @@ def _unroll(
     for length in itertools.count(1):
         some_end = any(limits[i] == length for i in here)
         logs = team.log_probabilities(last, until == length if some_end else None)
+        logs = block_repeats(logs, tokens[places, :, : length - 1], no_repeat)
         last = choose(logs.flatten(0, 1)).view_as(last)
         scores[places] += logs.gather(2, last.unsqueeze(2)).squeeze(2).where(goes_on, 0.0)
         last = last.where(goes_on, ends.pad)
@@ -317,9 +340,10 @@ def greedy(
     mask: Tensor | None,
     ends: Ends,
     penalty: float = 1.0,
+    no_repeat: int = 0,
 ) -> list[list[Hypothesis]]:
     """The likeliest token at every step; arguments and result as of `beam_search` with a width of 1, but faster."""
-    tokens, valid, scores = _unroll(nets, source, mask, ends, 1, lambda logs: logs.argmax(1))
+    tokens, valid, scores = _unroll(nets, source, mask, ends, 1, lambda logs: logs.argmax(1), no_repeat)
     found = zip(tokens[:, 0].tolist(), valid.sum(2)[:, 0].tolist(), scores[:, 0].tolist(), strict=True)
     return [[Hypothesis(row[: length - 1], score / length**penalty)] for row, length, score in found]
 

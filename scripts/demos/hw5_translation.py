@@ -100,7 +100,10 @@ def answer(model: Translator, text: str | None, count: int = N_BEST) -> Answer:
         )[0]  # fmt: skip
         target = found[0].tokens
     elif not isinstance(model, ParallelTranslator):
-        found = beam_search([model.net], one, None, ends, max(count, model.beam), count, model.length_penalty)[0]
+        found = beam_search(
+            [model.net], one, None, ends, max(count, model.beam), count, model.length_penalty,
+            no_repeat=model.no_repeat,
+        )[0]  # fmt: skip
         target = [*found[0].tokens, ends.eos]
     restore = RESTORE[model.language]
     if not found:

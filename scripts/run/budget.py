@@ -12,12 +12,13 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.steps import steps_done
@@ -25,7 +26,7 @@ from scripts.cli.mistakes import UsageError
 from scripts.cli.summary import show_summary
 from scripts.train import LeemlCLI, run_cli
 
-ENDLESS = ("--trainer.max_epochs=1000000", "--trainer.max_steps=-1")  # the stopwatch ends the trial
+ENDLESS = {"max_epochs": 1_000_000, "max_steps": -1}  # of the trainer; the stopwatch ends the trial
 TRIAL = (0.03, 4.0, 60.0)  # share of the budget that the trial trains for, at least and at most so many seconds
 UNTIMED = 3  # first steps, in which libraries choose algorithms and code is compiled
 RESERVE = 0.02  # share of the budget kept for pictures and the end of the run
@@ -180,19 +181,26 @@ def shorten_warmup(config: Any, steps: int) -> None:
         print(f"leeml: warm-up shortened from {warmup} to {most} of {steps} steps", file=sys.stderr)
 
 
-def try_out(args: Sequence[str], seconds: float) -> tuple[Speed, LeemlCLI]:
+def try_out(args: Sequence[str], seconds: float, note: Callable[[Any], None] | None = None) -> tuple[Speed, LeemlCLI]:
     """Measure the speed of a fit in a folder that is thrown away.
 
     Args:
         args: Flags of fit, without --run_dir.
         seconds: The budget.
+        note: Is shown the configuration, whose length the trial does not keep to.
     """
     share, least, most = TRIAL
     watch = Stopwatch(min(most, max(least, share * seconds)))
     scratch = tempfile.mkdtemp(prefix="leeml-trial-")
+
+    def endless(config: Any) -> None:
+        if note is not None:
+            note(config)
+        config.trainer.update(Namespace(ENDLESS))
+
     try:
-        trial = ["fit", *args, *ENDLESS, "--trainer.logger=true", "--run_dir", f"{scratch}/run"]
-        cli = run_cli(trial, early_stopping=False, watch=watch)
+        trial = ["fit", *args, "--trainer.logger=true", "--run_dir", f"{scratch}/run"]
+        cli = run_cli(trial, early_stopping=False, watch=watch, settle=endless)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if cli.trainer.world_size > 1:
@@ -213,6 +221,7 @@ def settle(args: Sequence[str], budget: float, begun: float, parts: int = 1) -> 
     speed, cli = try_out(args, budget)
     if cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
         return [], None
+    speed = speed._replace(step=speed.step * getattr(cli.datamodule, "slowdown", 1.0))
     found = plan(speed, (budget - (time.perf_counter() - begun)) / parts)
     print(
         f"leeml: a step takes {speed.step * 1000:.3g} ms, a validation {speed.validation:.2g} s, a checkpoint "

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO, Protocol
 
 from callbacks.files import write_text
 from datamodules.errors import DataError
+from datamodules.text.cleaning import Language
 from scripts.cli.mistakes import UsageError
 from scripts.run.lock import lock
 from scripts.translation.reading import Line
@@ -189,6 +191,12 @@ class WholeFile:
             self.record.unlink(missing_ok=True)
 
 
+def pair_row(source: Language, text: str, said: str) -> str:
+    """A line of text and its translation as a row of a table with the columns en and zh."""
+    sides = [re.sub(r"[\t\r]", " ", text), said]
+    return "\t".join(sides if source == "en" else reversed(sides))
+
+
 def whole_file(
     own: argparse.Namespace, models: Sequence[tuple[Path, Sequence[str]]], header: str | None = None, **more: Any
 ) -> WholeFile:
@@ -203,6 +211,7 @@ def whole_file(
         "flags": " ".join(models[0][1]),
         "max_tokens": own.max_tokens,
         "shard": own.shard and str(own.shard),
+        **({"way": own.way, "seed": own.seed} if own.way != "beam" else {}),
         **more,
     }
     return WholeFile(own.output, made_with, own.resume, header)

@@ -84,8 +84,8 @@ def test_a_documented_command_is_understood(page, line, run, monkeypatch):
         monkeypatch.setattr(module, "planned", parsed)
         with pytest.raises(Parsed):
             module.main(words)
-    elif subcommand == "plan":
-        module = importlib.import_module("scripts.plan")
+    elif subcommand in ("plan", "backtranslate"):
+        module = importlib.import_module(f"scripts.{subcommand}")
         monkeypatch.setattr(module, "estimate", parsed)
         with pytest.raises(Parsed):
             module.main(words)

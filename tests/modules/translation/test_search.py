@@ -131,6 +131,37 @@ def test_a_narrow_beam_over_a_batch_does_as_told_for_each_sentence(kinds, length
     assert best == [group[:1] for group in found]
 
 
+def repeats(words, size):
+    """Whether an n-gram of so many words comes twice."""
+    grams = Counter(tuple(words[start : start + size]) for start in range(len(words) - size + 1))
+    return any(count > 1 for count in grams.values())
+
+
+@settings(max_examples=25)
+@given(TEAMS, LENGTHS, st.integers(1, 3), SEEDS)
+def test_with_blocked_repeats_a_wide_beam_finds_the_best_outputs_that_repeat_nothing(kinds, lengths, size, seed):
+    nets = a_team(kinds, seed)
+    source, mask = sources(lengths)
+    ends = Ends(PAD, BOS, EOS, ratio=0.5, extra=2.0)
+    found = beam_search(nets, source, mask, ends, width=121, n_best=121, penalty=0.0, no_repeat=size)
+    first = greedy(nets, source, mask, ends, no_repeat=size)
+    for group, (greedy_best,), row, n in zip(found, first, source, lengths, strict=True):
+        limit = int(0.5 * n + 2.0) + 1
+        allowed = [words for words in all_outputs(limit) if not repeats(words, size)]
+        expected = [(words, score(nets, row[:n], words)) for words in allowed]
+        expected.sort(key=lambda hypothesis: -hypothesis[1])
+        clearly_ranked([total for _, total in expected])
+        assert_same([group], [expected])
+        words = []
+        while len(words) < limit - 1:
+            logs = log_probabilities(nets, row[:n], words)[-1].tolist()
+            best = max((w for w in (1, EOS, 4, 5) if not repeats([*words, w], size)), key=lambda w: logs[w])
+            if best == EOS:
+                break
+            words.append(best)
+        assert greedy_best.tokens == words
+
+
 @settings(max_examples=25)
 @given(TEAMS, LENGTHS, st.integers(1, 4), SEEDS)
 def test_the_cache_changes_nothing(kinds, lengths, width, seed):
