@@ -203,8 +203,8 @@ def figure(measurements: list[Measurements]) -> Figure:
         both.plot(*means, "o-", color=colour, markersize=4, label=name)
         both.annotate(
             "",
-            [mean[-1] for mean in means],
-            [mean[-2] for mean in means],
+            (means[0][-1], means[1][-1]),
+            (means[0][-2], means[1][-2]),
             arrowprops={"color": colour, "arrowstyle": "->", "lw": 2},
         )
     curves[0].set(xlabel="step", ylabel="nats a token", title="cross-entropy, held out")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -215,6 +216,11 @@ def cost(found: Measurements, kind: str, training: str) -> float:
     return float(np.mean(own["correct"]) - np.mean(own["wrong"]))
 
 
+def less_lost(found: Measurements, kind: str) -> float:
+    """By how much less a wrong answer costs after scheduled sampling."""
+    return cost(found, kind, TEACHER) - cost(found, kind, SCHEDULED)
+
+
 def gained(found: Measurements, kind: str) -> float:
     """Share of right rooms that scheduled sampling adds where a net reads its own answers."""
     return float(found[kind][SCHEDULED]["own"] - found[kind][TEACHER]["own"])
@@ -237,8 +243,7 @@ STATEMENTS = (
                 f"{english} loses less by one wrong answer after scheduled sampling.",
                 f"{chinese}用 scheduled sampling 訓練後，錯一個答案的損失比較小。",
             ),
-            lambda found, kind=kind: cost(found, kind, TEACHER) - cost(found, kind, SCHEDULED), 0.05, OF_ROOMS,
-            "share",
+            partial(less_lost, kind=kind), 0.05, OF_ROOMS, "share",
         )
         for kind, english, chinese in (
             ("recurrent", "A recurrent net", "循環網路"),
