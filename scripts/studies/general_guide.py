@@ -103,12 +103,12 @@ def figure(measurements: list[Measurements]) -> Figure:
         left.semilogy(epochs, np.exp(np.log(curves).mean(0)), color=colour, label=f"{name}: {depth} hidden layers")
         for part, shift, style in (("train", -0.15, "o"), ("held_out", 0.15, "s")):
             values = [m[part][name] for m in measurements]
-            right.semilogy(np.full(len(values), place + shift), values, style, color=colour, alpha=0.6,
+            right.plot(np.full(len(values), place + shift), values, style, color=colour, alpha=0.6,
                            fillstyle="full" if part == "train" else "none")  # fmt: skip
-    left.set(xlabel="epoch", ylabel="training loss", title="while training")
+    left.set(xlabel="epoch", ylabel="training loss (percent²)", title="while training")
     left.legend(fontsize=9)
     right.set_xticks(range(len(NETS)), NETS)
-    right.set(ylabel="mean squared error", title="at the end: training (full), held out (hollow)")
+    right.set(ylabel="mean squared error (percent²)", ylim=(0, None), title="full: training, hollow: held out")
     return drawn
 
 
