@@ -141,8 +141,8 @@ def statements(record: Record) -> str:
 
 
 def play(study: Study[Any], record: Record) -> str:
-    """What can be played with, if anything; page.js calls its script."""
-    if study.play is None:
+    """What can be played with, if anything; page.js calls its script. A record that is older than the play has none."""
+    if study.play is None or record.play is None:
         return ""
     data = json.dumps(record.play, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return (

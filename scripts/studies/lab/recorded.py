@@ -76,8 +76,8 @@ def lattice(net: Seq2Seq, source: Tensor, ends: Ends, width: int, word: Callable
         sums = (torch.tensor([score for _, score in beams], device=logs.device)[:, None] + logs)[:, ~never]
         tokens = (~never).nonzero()[:, 0].tolist()
         values, places = sums.flatten().topk(min(2 * width, sums.numel()))
-        candidates: list[Any] = []
-        following: list[Any] = []
+        candidates: list[dict[str, Any]] = []
+        following: list[tuple[list[int], float]] = []
         for rank, (score, place) in enumerate(zip(values.tolist(), places.tolist(), strict=True)):
             beam, token = place // len(tokens), tokens[place % len(tokens)]
             fate = "dropped"

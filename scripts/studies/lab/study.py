@@ -25,7 +25,7 @@ class Play:
     """
 
     script: str
-    data: Callable[[list[Measurements]], Any] = lambda measurements: None
+    data: Callable[[list[Measurements]], Any] = lambda measurements: {}
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def small_plays() -> dict[str, Play]:
             "image": torch.randint(0, 256, (3, 8, 8)).tolist(), "seen": torch.randn(3, 8, 8).tolist(),
             "weight": torch.randn(2, 27).tolist(), "bias": [0.1, 0.2], "stride": 2, "padding": 1,
         },
-        "schedules": None,
+        "schedules": {},
         "sigmoids": {"x": x.tolist(), "y": x.sin().tolist(), "parts": {"built": parts, "trained": parts}},
     }  # fmt: skip
     return {name: Play(name, lambda measurements, data=data: data) for name, data in found.items()}
