@@ -66,13 +66,17 @@ def measuring_code(project: Path, place: str, name: str = "run") -> dict[str, st
     Texts, statements and figures are not among it, nor are the settings: they stand in the key themselves.
     """
     found: dict[str, str] = {}
+    seen: set[tuple[str, str]] = set()
+    parsed: dict[str, list[ast.stmt]] = {}
     left = [(place, name)]
     while left:
         place, name = left.pop()
-        if f"{place}:{name}" in found or name == "Settings":
+        if (place, name) in seen or name == "Settings":
             continue
-        nodes = ast.parse((project / place).read_text(encoding="utf-8")).body
-        for node in nodes:
+        seen.add((place, name))
+        if place not in parsed:
+            parsed[place] = ast.parse((project / place).read_text(encoding="utf-8")).body
+        for node in parsed[place]:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scripts.studies."):
                 other = (node.module or "").replace(".", "/")
                 for known in node.names:
