@@ -202,7 +202,7 @@ def check_language(text: Path, flag: str, language: Language) -> None:
 
 
 def main(args: list[str]) -> int:
-    """Run the rounds."""
+    """Train backwards, translate, train forwards, as often as asked; 0 when the last round is complete."""
     parser = Parser(
         prog="leeml backtranslate", description=__doc__,
         epilog="Everything else as in leeml fit, and the same for all runs: --config ... --data.root DIR.",

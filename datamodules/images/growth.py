@@ -19,17 +19,17 @@ class Growth(NamedTuple):
     """Of the run; each stage has a quarter of them, and where they are fewer the first stages are left out."""
 
     def sides(self) -> list[int]:
-        """Of all stages."""
+        """Side of the images in each stage, in pixels: first and last as given, those between rounded to a multiple."""
         even = [self.first + (self.last - self.first) * stage / (STAGES - 1) for stage in range(1, STAGES - 1)]
         between = [min(self.last, max(self.first, round(side / MULTIPLE) * MULTIPLE)) for side in even]
         return [self.first, *between, self.last]
 
     def side(self, epoch: int) -> int:
-        """Of an epoch; in the last epoch, and beyond the run, it is the last side."""
+        """Side in pixels of an epoch, counted from 0; in the last epoch, and beyond the run, it is the last side."""
         return self.sides()[min(STAGES - 1, ((epoch + 1) * STAGES - 1) // self.epochs)]
 
     def cost(self) -> float:
-        """Of the whole run against as many steps of the first stage, by pixels."""
+        """Pixels of the whole run against those of as many steps of the first stage: about how much longer it takes."""
         return sum(side**2 for side in self.sides()) / (STAGES * self.first**2)
 
 

@@ -20,7 +20,7 @@ def dropped(x: Tensor, p: float) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout by `dropped`."""
+    """nn.Dropout whose masks are those of `dropped`: 16 random bits a value on a CPU, torch's own on a GPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape -> the same."""

@@ -82,7 +82,7 @@ def classifier(settings: Settings, windows: Windows, seed: int) -> PhonemeClassi
 
 
 def loss(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy."""
+    """Mean cross-entropy () of classes y (B,) from windows x (B, ...)."""
     return F.cross_entropy(module(x)[0], y)
 
 

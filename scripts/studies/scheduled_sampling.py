@@ -120,7 +120,7 @@ class Follower(Seq2Seq):
 
 
 def new_net(settings: Settings, kind: str) -> Seq2Seq:
-    """Of random weights."""
+    """A net of a kind, recurrent or Transformer, with random weights."""
     vocabulary = (len(MOVES) + 1) * settings.rooms  # of what is told; answers need less
     if kind == "recurrent":
         return Follower(vocabulary, settings.width)

@@ -33,7 +33,7 @@ class Heading:
 
 
 def homework(number: int, name: str, level: str, picture: str) -> Heading:
-    """A homework's heading."""
+    """The heading "Hw" and its number, with the homework's module, data and the command of a level."""
     place = f"hw{number}_{name}"
     command = f"leeml fit --config configs/{place}/{level}.yaml"
     return Heading(f"Hw{number}", (f"modules/{place}.py", f"datamodules/{place}.py"), (), command, picture)
@@ -200,7 +200,7 @@ def notes(folder: Path) -> str:
 
 
 def main() -> None:
-    """Write docs/notes.md."""
+    """Write docs/notes.md from the headings of the notes and the records of docs/studies/."""
     from datamodules.files.places import PROJECT
 
     write_text(PROJECT / "docs" / "notes.md", notes(PROJECT / "docs" / "studies"))

@@ -174,7 +174,7 @@ def small_print(study: Study[Any], record: Record) -> str:
 
 
 def title(study: Study[Any]) -> str:
-    """Number and heading."""
+    """Number and heading of a study in both languages, as HTML."""
     return f"{study.number}. {both(escaped(study.heading))}"
 
 

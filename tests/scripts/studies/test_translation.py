@@ -194,11 +194,8 @@ def test_both_ways_go_on_from_the_same_weights(tmp_path):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_study_runs_is_judged_drawn_and_told(name, few_pairs, monkeypatch, tmp_path):
-    monkeypatch.setenv("LEEML_CACHE", str(tmp_path / "cache"))
-    study = machine.load(name)
-    tiny = replace(study.quick, **TINY[name])
-    found = ran_study(name, tiny, few_pairs)
+def test_a_study_runs_is_judged_drawn_and_told(name, few_pairs):
+    found = ran_study(name, TINY[name], few_pairs, timed=True)
     if name == "reinforcement":
         assert [m[way]["step"] for m in found for way in reinforcement.GOES_ON] == [[0, 2, 4]] * 4, (
             "beyond an epoch too"
