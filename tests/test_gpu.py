@@ -123,7 +123,8 @@ CASES = {
         (lambda: ScheduledSampling("constant", floor=0.5),),
     ),
     "hw5_self_critical": Case(lambda: Translator(ADAM, SEQ2SEQ, objective=PolicyGradient(2)), 12500, waits=130),
-    "hw5_minimum_risk": Case(lambda: Translator(ADAM, GRU, objective=MinimumRisk(2)), 3000, waits=60),
+    # what an untrained net samples has other lengths on another CPU: the budgets of both objectives leave a tenth for it
+    "hw5_minimum_risk": Case(lambda: Translator(ADAM, GRU, objective=MinimumRisk(2)), 3300, waits=60),
     "hw5_masked": Case(lambda: MaskedTranslator(ADAM, PARALLEL), 570),
     "hw5_one_shot": Case(lambda: OneShotTranslator(ADAM, PARALLEL, glance=0.5), 730, waits=2),
     "hw5_long_output": Case(lambda: LongOutputTranslator(ADAM, PARALLEL), 540),

@@ -21,7 +21,7 @@ from joblib import Parallel
 from PIL import Image, ImageOps
 
 from datamodules.errors import DataError
-from datamodules.files import cache, places
+from datamodules.files import cache, places, progress
 from datamodules.images import decoded
 from datamodules.images.decoded import decode, pixels
 
@@ -437,7 +437,7 @@ def test_a_kill_half_way_leaves_nothing_wrong(tmp_path: Path, folder: Path) -> N
 
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Bar(decoded.tqdm):
+    class Bar(progress.tqdm):
         def update(self, n: float | None = 1) -> None:
             if self.desc == "decoding images":
                 raise KeyboardInterrupt
@@ -446,7 +446,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, folder: Path, monkeypatch: pytest
     monkeypatch.setattr(decoded, "CHUNK", 1)
     monkeypatch.setattr(decoded, "cpu_count", lambda: 2)
     paths = some(tmp_path, 20)
-    monkeypatch.setattr(decoded, "tqdm", Bar)
+    monkeypatch.setattr(progress, "tqdm", Bar)
     with pytest.raises(KeyboardInterrupt):
         decode(paths, 16)
     assert maps(folder) == list(folder.glob("*.part")) == []
