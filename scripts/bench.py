@@ -14,18 +14,23 @@ from pathlib import Path
 import torch
 
 from scripts import benches
-from scripts.benches import scale
+from scripts.benches import scale, steps
 from scripts.benches.budget import compare
 from scripts.benches.tools import environment
 from scripts.cli.mistakes import Parser, UsageError, near
 
+FURTHER = {"scale": scale.main, "steps": steps.main}
+
 
 def main(args: list[str]) -> int:
-    """Run one homework's benchmark, or that of full scale."""
-    if args[1:2] == ["scale"]:
-        return scale.main(args[2:])
+    """Run one homework's benchmark, or one of all homeworks."""
+    if (further := FURTHER.get("".join(args[1:2]))) is not None:
+        return further(args[2:])
     known = [m.name for m in pkgutil.iter_modules(benches.__path__) if m.name.startswith("hw")]
-    more = "A homework may have more: leeml bench NAME -h. Noise of full size: leeml bench scale."
+    more = (
+        "A homework may have more: leeml bench NAME -h. Noise of full size: leeml bench scale. Samples a second and "
+        "the share of the device's peak: leeml bench steps."
+    )
     parser = Parser(
         prog="leeml bench",
         description=__doc__.splitlines()[0],

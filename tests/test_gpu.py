@@ -123,7 +123,7 @@ CASES = {
         (lambda: ScheduledSampling("constant", floor=0.5),),
     ),
     "hw5_self_critical": Case(lambda: Translator(ADAM, SEQ2SEQ, objective=PolicyGradient(2)), 12500, waits=130),
-    # what an untrained net samples has other lengths on another CPU: the budgets of both objectives leave a tenth for it
+    # what an untrained net draws has other lengths on another CPU: the budgets of both objectives leave a tenth for it
     "hw5_minimum_risk": Case(lambda: Translator(ADAM, GRU, objective=MinimumRisk(2)), 3300, waits=60),
     "hw5_masked": Case(lambda: MaskedTranslator(ADAM, PARALLEL), 570),
     "hw5_one_shot": Case(lambda: OneShotTranslator(ADAM, PARALLEL, glance=0.5), 730, waits=2),
@@ -165,12 +165,23 @@ def gpu() -> Iterator[PretendedGPU]:
         yield device
 
 
-class Phases(Callback):
+class Losses(Callback):
+    """Keeps the losses of training."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        loss = outputs["loss"]
+        self.losses.append((loss.held if isinstance(loss, DeviceTensor) else loss).float())
+
+
+class Phases(Losses):
     """Tells the device what the trainer is at: the second training step is recorded as "step"."""
 
     def __init__(self, gpu: PretendedGPU) -> None:
+        super().__init__()
         self.gpu = gpu
-        self.losses: list[Tensor] = []
 
     def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, index: int) -> None:
         self.gpu.phase = "step" if index else "first step"
@@ -179,7 +190,7 @@ class Phases(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         self.gpu.phase = "between" if index else "loading"  # of the second batch
-        self.losses.append(outputs["loss"].held.float())
+        super().on_train_batch_end(trainer, module, outputs, batch, index)
 
     def on_validation_batch_start(self, *_: Any) -> None:
         self.gpu.phase = "validation"
@@ -189,25 +200,24 @@ class Phases(Callback):
 
 
 def trained(
-    gpu: PretendedGPU, folders: Callable[[str], Path], name: str, case: Case, precision: Any, *callbacks: Callback
+    watch: Losses, folders: Callable[[str], Path], name: str, case: Case, precision: Any
 ) -> tuple[Trainer, HomeworkModule, LightningDataModule]:
     """Two steps and a validation batch."""
     homework = name[:3]
     kind, options = DATA[homework]
     data = kind(dir=str(folders(homework)), **options | case.data)
     torch.manual_seed(0)
-    phases = Phases(gpu)
     trainer = Trainer(
         accelerator="gpu", devices=1, precision=precision, max_steps=2, limit_val_batches=1, limit_test_batches=1,
         limit_predict_batches=1, num_sanity_val_steps=0, log_every_n_steps=2, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         limit_train_batches=2, gradient_clip_val=1.0,
-        callbacks=[phases, *(new() for new in case.callbacks), *callbacks],
+        callbacks=[watch, *(new() for new in case.callbacks)],
     )  # fmt: skip
     module = case.module()
     trainer.fit(module, datamodule=data)
-    assert len(phases.losses) == 2
-    assert all(torch.isfinite(loss) for loss in phases.losses)
+    assert len(watch.losses) == 2
+    assert all(torch.isfinite(loss) for loss in watch.losses)
     return trainer, module, data
 
 
@@ -215,7 +225,7 @@ def trained(
 def test_trains_and_judges(gpu: PretendedGPU, folders: Callable[[str], Path], name: str) -> None:
     """In bf16-mixed: no fault anywhere, no wait in a step of training, launches within the budget."""
     case = CASES[name]
-    trainer, module, data = trained(gpu, folders, name, case, "bf16-mixed")
+    trainer, module, data = trained(Phases(gpu), folders, name, case, "bf16-mixed")
     trainer.test(module, datamodule=data, verbose=False)
     gpu.phase = "predict"
     assert trainer.predict(module, datamodule=data)
@@ -229,8 +239,17 @@ def test_trains_and_judges(gpu: PretendedGPU, folders: Callable[[str], Path], na
 @pytest.mark.parametrize("name", ["hw2_lstm", "hw3_resnet", "hw4_conformer", "hw5_gru", "hw5_ctc"])
 def test_trains_in_float16(gpu: PretendedGPU, folders: Callable[[str], Path], name: str) -> None:
     """For cards without bfloat16: the loss is scaled, and nothing runs in a wrong type."""
-    trained(gpu, folders, name, CASES[name], "16-mixed")
+    trained(Phases(gpu), folders, name, CASES[name], "16-mixed")
     assert not gpu.faults
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("name", CASES)
+def test_real_gpu_trains_and_judges(folders: Callable[[str], Path], name: str, precision: str) -> None:
+    trainer, module, data = trained(Losses(), folders, name, CASES[name], precision)
+    trainer.test(module, datamodule=data, verbose=False)
+    assert trainer.predict(module, datamodule=data)
 
 
 NETS = {"transformer": functools.partial(SEQ2SEQ, 50), "gru": functools.partial(GRU, 50)}

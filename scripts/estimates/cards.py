@@ -79,11 +79,17 @@ def _median(call: Callable[[], object], seconds: float = 0.2) -> float:
     return sorted(times)[len(times) // 2]
 
 
+def product_rate(dtype: torch.dtype, side: int) -> float:
+    """Operations a second of this CPU in products of square matrices, measured."""
+    a = torch.randn(side, side).to(dtype)
+    return 2 * side**3 / _median(lambda: a @ a)
+
+
 def this_cpu() -> Card:
     """The CPU at hand, by a short measurement of a product, a copy and a small addition."""
-    a, large, small = torch.randn(512, 512), torch.randn(2**23), torch.randn(8)
+    large, small = torch.randn(2**23), torch.randn(8)
     target = torch.empty_like(large)
-    rate = 2 * 512**3 / _median(lambda: a @ a)
+    rate = product_rate(torch.float32, 512)
     bandwidth = 2 * large.nbytes / _median(lambda: target.copy_(large))
     start = _median(lambda: [small.add(small) for _ in range(100)]) / 100
     title = f"this CPU ({torch.get_num_threads()} threads)"
