@@ -76,26 +76,26 @@ PACKED = 3
 """Waits of a recurrent layer over padded sequences: torch packs and unpacks them by lengths on the host."""
 WHOLE = {"window": None, "batch_size": 600}
 CASES = {
-    "hw1": Case(lambda: CovidRegressor(ADAM, hidden=[8, 8], dropout=0.1), 82, {"members": 4}),
+    "hw1": Case(lambda: CovidRegressor(ADAM, hidden=[8, 8], dropout=0.1), 76, {"members": 4}),
     "hw1_boss": Case(
         lambda: CovidRegressor(ADAM, hidden=[8, 8], ridge=3.0, state_ridge=250.0),
-        88,
+        85,
         {"features": "differences", "target": "change", "members": 2},
     ),
-    "hw2_windows": Case(_phonemes(), 78, {"window": 5, "batch_size": 64}),
-    "hw2_lstm": Case(_phonemes(net=functools.partial(Recurrent, hidden=8, layers=2)), 88, WHOLE, waits=PACKED),
+    "hw2_windows": Case(_phonemes(), 63, {"window": 5, "batch_size": 64}),
+    "hw2_lstm": Case(_phonemes(net=functools.partial(Recurrent, hidden=8, layers=2)), 79, WHOLE, waits=PACKED),
     "hw2_conformer": Case(
-        _phonemes(net=CONFORMER, members=2, augment=[VocalTract(), SpecAugment()], smoothing=0.5), 675, WHOLE
+        _phonemes(net=CONFORMER, members=2, augment=[VocalTract(), SpecAugment()], smoothing=0.5), 670, WHOLE
     ),
-    "hw2_transformer": Case(_phonemes(net=functools.partial(TransformerFrames, **SMALL)), 146, WHOLE),
+    "hw2_transformer": Case(_phonemes(net=functools.partial(TransformerFrames, **SMALL)), 105, WHOLE),
     "hw3_cnn": Case(
         lambda: FoodClassifier(ADAM, functools.partial(CNN, channels=(4, 8), hidden=(8,)), pseudo_threshold=0.0),
-        172,
+        143,
         {"unlabelled": 1},
     ),
     "hw3_resnet": Case(
         lambda: FoodClassifier(ADAM, functools.partial(ResNet, blocks=(1, 1), width=4), 0.1, mixup=0.2, cutmix=1.0),
-        172,
+        158,
         {"tta": 2, "augment": [v2.RandomResizedCrop(32), v2.RandomHorizontalFlip()]},
         (lambda: EMAWeightAveraging(decay=0.9),),
     ),
@@ -108,12 +108,12 @@ CASES = {
             head=functools.partial(MarginSoftmax, kind="angular"),
             normalise=True,
         ),
-        735,
+        600,
         {"train_snr": (0.0, 60.0)},
     ),
-    "hw4_transformer": Case(_speakers(hidden=8, pooling="statistics"), 182),
+    "hw4_transformer": Case(_speakers(hidden=8, pooling="statistics"), 125),
     "hw5_gru": Case(
-        lambda: Translator(ADAM, functools.partial(RecurrentSeq2Seq, width=8, hidden=8, layers=2)), 240, waits=PACKED
+        lambda: Translator(ADAM, functools.partial(RecurrentSeq2Seq, width=8, hidden=8, layers=2)), 235, waits=PACKED
     ),
     "hw5_transformer": Case(lambda: Translator(ADAM, functools.partial(SEQ2SEQ, norm="pre", routing="mix")), 365),
     "hw5_sampling_in_passes": Case(
@@ -125,7 +125,7 @@ CASES = {
     "hw5_self_critical": Case(lambda: Translator(ADAM, SEQ2SEQ, objective=PolicyGradient(2)), 12500, waits=130),
     # what an untrained net draws has other lengths on another CPU: the budgets of both objectives leave a tenth for it
     "hw5_minimum_risk": Case(lambda: Translator(ADAM, GRU, objective=MinimumRisk(2)), 3300, waits=60),
-    "hw5_masked": Case(lambda: MaskedTranslator(ADAM, PARALLEL), 570),
+    "hw5_masked": Case(lambda: MaskedTranslator(ADAM, PARALLEL), 390),
     "hw5_one_shot": Case(lambda: OneShotTranslator(ADAM, PARALLEL, glance=0.5), 730, waits=2),
     "hw5_long_output": Case(lambda: LongOutputTranslator(ADAM, PARALLEL), 540),
     "hw5_ctc": Case(lambda: CTCTranslator(ADAM, PARALLEL, glance=0.5), 1700),

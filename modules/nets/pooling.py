@@ -17,7 +17,7 @@ class MeanPooling(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, D)."""
-        return _mean(x, _valid(x, mask)).squeeze(1)
+        return _mean(x, mask).squeeze(1)
 
 
 class MaxPooling(nn.Module):
@@ -29,8 +29,9 @@ class MaxPooling(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, D)."""
-        valid = _valid(x, mask)
-        return x.masked_fill(~valid, -torch.inf).amax(1).masked_fill(~valid.any(1), 0.0)
+        if mask is None:
+            return x.amax(1)
+        return _filled(x, mask, -torch.inf).amax(1).masked_fill(~mask.any(1, keepdim=True), 0.0)
 
 
 class StatisticsPooling(nn.Module):
@@ -45,9 +46,8 @@ class StatisticsPooling(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, 2D): the means, then the deviations."""
-        valid = _valid(x, mask)
-        mean = _mean(x, valid)
-        var = _mean((x.masked_fill(~valid, 0.0) - mean).square(), valid)
+        mean = _mean(x, mask)
+        var = _mean((_filled(x, mask) - mean).square(), mask)
         return torch.cat([mean, var.clamp(min=1e-6).sqrt()], -1).squeeze(1)
 
 
@@ -61,18 +61,16 @@ class SelfAttentivePooling(nn.Module):
 
     def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """How much each frame counts: (B, T, D) -> (B, T), rows sum to 1."""
-        padded = ~_valid(x, mask)
-        return self._weights(x.masked_fill(padded, 0.0), padded).squeeze(-1)
+        return self._weights(_filled(x, mask), mask).squeeze(-1)
 
-    def _weights(self, x: Tensor, padded: Tensor) -> Tensor:
+    def _weights(self, x: Tensor, mask: Tensor | None) -> Tensor:
         scores = self.score(x)
-        return scores.masked_fill(padded, torch.finfo(scores.dtype).min).softmax(1)
+        return _filled(scores, mask, torch.finfo(scores.dtype).min).softmax(1)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, D)."""
-        padded = ~_valid(x, mask)
-        x = x.masked_fill(padded, 0.0)
-        return (self._weights(x, padded) * x).sum(1)
+        x = _filled(x, mask)
+        return (self._weights(x, mask) * x).sum(1)
 
 
 POOLINGS: dict[str, type[MeanPooling | MaxPooling | StatisticsPooling | SelfAttentivePooling]] = {
@@ -83,11 +81,13 @@ POOLINGS: dict[str, type[MeanPooling | MaxPooling | StatisticsPooling | SelfAtte
 }
 
 
-def _valid(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Mask as (B, T, 1)."""
-    return (x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask).unsqueeze(-1)
+def _filled(x: Tensor, mask: Tensor | None, value: float = 0.0) -> Tensor:
+    """(B, T, D) with the value at padded frames."""
+    return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), value)
 
 
-def _mean(x: Tensor, valid: Tensor) -> Tensor:
-    """(B, T, D) -> (B, 1, D) over the valid frames (B, T, 1); 0 where there are none."""
-    return x.masked_fill(~valid, 0.0).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)
+def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, T, D) -> (B, 1, D) over the valid frames; 0 where there are none."""
+    if mask is None:
+        return x.mean(1, keepdim=True)
+    return _filled(x, mask).sum(1, keepdim=True) / mask.sum(1).clamp(min=1).view(-1, 1, 1)

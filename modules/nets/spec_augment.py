@@ -27,8 +27,8 @@ class SpecAugment(nn.Module):
         if not self.training:
             return x
         count, length, width = x.shape
-        valid = x.new_ones((count, length), dtype=torch.bool) if mask is None else mask
-        lengths = valid.sum(1).float()  # not in x's type: bfloat16 cannot count beyond 256
+        # not in x's type: bfloat16 cannot count beyond 256
+        lengths = torch.full((count,), float(length), device=x.device) if mask is None else mask.sum(1).float()
         widest = (lengths * self.time_share).floor().clamp(max=self.time_width)
         hidden = self._spans(self.times, lengths, widest, length).unsqueeze(2)
         features = torch.full_like(lengths, width)
