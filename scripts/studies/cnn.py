@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -31,28 +31,28 @@ class Settings:
     """The nets of one layer, HW3's CNN, and how they are trained.
 
     Args:
-        side, filters, epochs: Of the photos that nets of one layer see, of that layer, and of their fits.
-        pooled_side, channels, pooled_epochs: Of the photos that the CNN sees, of its blocks, and of its fits.
-        signs, sign_side, sign_channels, sign_steps: Made images to train on, their side; the CNN's blocks and steps.
+        photos, epochs: Whether the nets of one layer see HW3's photos in place of made images, and how often.
+        side: Of all images.
+        filters, images, layer_steps: Of the layer, made images that it learns from, and steps of its fit.
+        channels, signs, steps: Of the CNN's blocks, images that it learns from, few and many, and steps of its fit.
         judged: Made images that judge.
         rate: Adam's.
         batch: Images of a step.
         accelerator: See `fit`.
     """
 
-    side: int = 16
-    filters: int = 8
+    photos: bool = False
     epochs: int = 20
-    pooled_side: int = 32
-    channels: tuple[int, ...] = (16, 32, 32)
-    pooled_epochs: int = 15
+    side: int = 12
+    filters: int = 16
+    images: int = 1024
+    layer_steps: int = 200
+    channels: tuple[int, ...] = (16, 32)
     signs: tuple[int, ...] = (128, 4096)
-    sign_side: int = 12
-    sign_channels: tuple[int, ...] = (16, 32)
-    sign_steps: int = 200
+    steps: int = 300
     judged: int = 500
-    rate: float = 1e-3
-    batch: int = 32
+    rate: float = 3e-3
+    batch: int = 64
     accelerator: str = "cpu"
 
 
@@ -153,11 +153,22 @@ def lecture_counts() -> dict[Kind, int]:
     }
 
 
+class LargestOfEach(nn.Module):
+    """The largest output of each filter's neurons, (B, O x positions) -> (B, O)."""
+
+    def __init__(self, filters: int) -> None:
+        super().__init__()
+        self.filters = filters
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return x.unflatten(1, (self.filters, -1)).amax(2)
+
+
 def one_layer(kind: Kind, settings: Settings, num_classes: int) -> nn.Module:
-    """A layer of 3 x 3 receptive fields at every second pixel, or its fully connected likeness, and a linear one."""
-    layer = ImageLayer(kind, settings.filters, receptive_fields(3, settings.side, 3, 2, 1))
-    fields: Any = layer.fields
-    return nn.Sequential(layer, nn.ReLU(), nn.Linear(settings.filters * len(fields), num_classes))
+    """A layer of 3 x 3 fields at every pixel, or its fully connected likeness; each filter's largest; a linear one."""
+    layer = ImageLayer(kind, settings.filters, receptive_fields(3, settings.side, 3, 1, 1))
+    return nn.Sequential(layer, nn.ReLU(), LargestOfEach(settings.filters), nn.Linear(settings.filters, num_classes))
 
 
 @torch.no_grad()
@@ -168,60 +179,63 @@ def accuracy(module: FoodClassifier, batches: Iterable[dict[str, Tensor]]) -> fl
     return float(right.double().mean())
 
 
-def trained(settings: Settings, net: Any, side: int, epochs: int, seed: int, root: Path) -> tuple[Any, Any]:
-    """HW3's module after a fit, and its data."""
+class Fitted(NamedTuple):
+    """HW3's module after a fit, batches of the images that it learned from, and of new ones."""
+
+    module: Any
+    learned: Iterable[dict[str, Tensor]]
+    new: Iterable[dict[str, Tensor]]
+
+
+def module_for(settings: Settings, net: Any, seed: int) -> Any:
+    """HW3's module around a network, with Adam."""
     torch.manual_seed(seed)
-    module: Any = FoodClassifier(partial(torch.optim.Adam, lr=settings.rate), net)
-    data: Any = FoodData(str(root), seed=seed, folds=3, image_size=side, batch_size=settings.batch)
-    fit(module, data, epochs, accelerator=settings.accelerator)
-    return module, data
+    return FoodClassifier(partial(torch.optim.Adam, lr=settings.rate), net)
 
 
-def accuracies(module: Any, data: Any) -> tuple[float, float]:
-    """Accuracy on training images and on those held out."""
-    return accuracy(module, data.train_dataloader()), accuracy(module, data.val_dataloader())
-
-
-def on_signs(settings: Settings, seed: int) -> Measurements:
-    """Accuracy on new signs of the CNN with pooling and with strides, by number of signs to train on."""
+def on_made_images(settings: Settings, net: Any, count: int, steps: int, seed: int) -> Fitted:
+    """A fit to so many made images; whatever the number, the new ones are the same."""
     generator = torch.Generator().manual_seed(seed)
-    x, y = made_images(max(settings.signs), settings.sign_side, generator)
-    new, answers = made_images(settings.judged, settings.sign_side, generator)
-    found: Measurements = {"sizes": list(settings.signs), **{shrink: [] for shrink in SHRINKS}}
-    for size in settings.signs:
-        for shrink in SHRINKS:
-            torch.manual_seed(seed)
-            net = partial(CNN, channels=settings.sign_channels, hidden=(), shrink=shrink)
-            module: Any = FoodClassifier(partial(torch.optim.Adam, lr=3 * settings.rate), net)
-            module.expect(sign_facts(x))
-            data = Examples(x[:size], y[:size], settings.sign_steps, 128, seed)
-            fit(module, data, 1, accelerator=settings.accelerator)
-            found[shrink].append(accuracy(module, [{"x": new, "y": answers}]))
-    return found
+    new, answers = made_images(settings.judged, settings.side, generator)
+    x, y = made_images(count, settings.side, generator)
+    module = module_for(settings, net, seed)
+    module.expect(sign_facts(x))
+    fit(module, Examples(x, y, steps, settings.batch, seed), 1, accelerator=settings.accelerator)
+    return Fitted(module, [{"x": x, "y": y}], [{"x": new, "y": answers}])
+
+
+def on_photos(settings: Settings, net: Any, seed: int, root: Path) -> Fitted:
+    """A fit to HW3's photos of two folds; those of the third are new."""
+    data: Any = FoodData(str(root), seed=seed, folds=3, image_size=settings.side, batch_size=settings.batch)
+    module = module_for(settings, net, seed)
+    fit(module, data, settings.epochs, accelerator=settings.accelerator)
+    return Fitted(module, data.train_dataloader(), data.val_dataloader())
 
 
 def run(settings: Settings, seed: int, root: Path) -> Measurements:
     """Distances from nn.Conv2d, counts, and accuracies of the three kinds of layer and of CNNs."""
     outputs, gradients = apart_from_conv(seed)
     found: Measurements = {"outputs": outputs, "gradients": gradients, "counts": lecture_counts()}
-    found |= {"weights": {}, "layers": {}, "pooling": {}}
+    found |= {"weights": {}, "layers": {}, "sizes": list(settings.signs), "pooling": {}}
     for kind in get_args(Kind):
-        layer: Any = one_layer(kind, settings, 1)
-        found["weights"][kind] = layer[0].weights
         net = partial(one_layer, kind, settings)
-        module, held_out = trained(settings, net, settings.side, settings.epochs, seed, root)
-        found["layers"][kind] = accuracies(module, held_out)
+        if settings.photos:
+            fitted = on_photos(settings, net, seed, root)
+        else:
+            fitted = on_made_images(settings, net, settings.images, settings.layer_steps, seed)
+        found["weights"][kind] = fitted.module.net[0].weights
+        found["layers"][kind] = accuracy(fitted.module, fitted.learned), accuracy(fitted.module, fitted.new)
         if kind == "convolution":
-            found["walk"] = recorded.filters(module, next(iter(held_out.val_dataloader()))["x"][0])
+            found["walk"] = recorded.filters(fitted.module, next(iter(fitted.new))["x"][0])
     for shrink in SHRINKS:
-        cnn = partial(CNN, channels=settings.channels, hidden=(64,), shrink=shrink)
-        fitted = trained(settings, cnn, settings.pooled_side, settings.pooled_epochs, seed, root)
-        found["pooling"][shrink] = accuracies(*fitted)
-    return found | {"signs": on_signs(settings, seed)}
+        cnn = partial(CNN, channels=settings.channels, hidden=(), shrink=shrink)
+        fits = [on_made_images(settings, cnn, count, settings.steps, seed) for count in settings.signs]
+        found["pooling"][shrink] = [accuracy(fitted.module, fitted.new) for fitted in fits]
+    return found
 
 
 def values(measurements: list[Measurements], group: str, name: str) -> np.ndarray:
-    """Accuracies (seeds, 2) in training and held out."""
+    """Accuracies (seeds, 2): of a layer in training and on new images, of a CNN with few and with many images."""
     return np.array([m[group][name] for m in measurements])
 
 
@@ -262,36 +276,36 @@ STATEMENTS = (
     ),
     Statement(
         Said(
-            "A layer of convolutions names more new photos right than a fully connected one with many times its "
+            "A layer of convolutions names more new images right than a fully connected one with many times its "
             "weights.",
-            "卷積層認對的新照片，比權重多很多倍的全連接層還多。",
+            "卷積層認對的新圖片，比權重多很多倍的全連接層還多。",
         ),
         lambda found: found["layers"]["convolution"][1] - found["layers"]["fully connected"][1], 0.02, OF_ACCURACY,
         "share",
     ),
     Statement(
         Said(
-            "It overfits less: its accuracy falls less from training photos to new ones.",
-            "卷積層比較不會過擬合：從訓練照片到新照片，正確率掉得比較少。",
+            "It overfits less: its accuracy falls less from training images to new ones.",
+            "卷積層比較不會過擬合：從訓練圖片到新圖片，正確率掉得比較少。",
         ),
         lambda found: gap(found, "fully connected") - gap(found, "convolution"), 0.02,
         Said("percentage points less", "個百分點（少掉這麼多）"), "share",
     ),
     Statement(
         Said(
-            "On few photos pooling can be left out: with strides in its place HW3's CNN loses at most 5 percentage "
-            "points of accuracy.",
-            "照片很少時，pooling 可以不用：HW3 的 CNN 改用 stride，正確率最多少 5 個百分點。",
+            "With few images pooling helps: with strides in its place a CNN loses at least 5 percentage points of "
+            "accuracy.",
+            "圖片很少時，pooling 有幫助：改用 stride 的 CNN 至少少 5 個百分點的正確率。",
         ),
-        lambda found: found["pooling"]["pool"][1] - found["pooling"]["stride"][1], 0.05,
-        Said("percentage points lost", "個百分點的損失"), "share", "at most",
+        lambda found: found["pooling"]["pool"][0] - found["pooling"]["stride"][0], 0.05,
+        Said("percentage points lost", "個百分點的損失"), "share",
     ),
     Statement(
         Said(
             "On thousands of images pooling can be left out: with strides a CNN loses at most 5 percentage points.",
             "圖片有幾千張時，pooling 可以不用：改用 stride，正確率最多少 5 個百分點。",
         ),
-        lambda found: found["signs"]["pool"][-1] - found["signs"]["stride"][-1], 0.05,
+        lambda found: found["pooling"]["pool"][-1] - found["pooling"]["stride"][-1], 0.05,
         Said("percentage points lost", "個百分點的損失"), "share", "at most",
     ),
 )  # fmt: skip
@@ -299,35 +313,28 @@ STATEMENTS = (
 
 def figure(measurements: list[Measurements]) -> Figure:
     """The matrix of a small convolution, accuracies by kind of layer, and pooling on few and many images."""
-    drawn = Figure(figsize=(8, 8), layout="constrained")
-    (matrix, layers), (photos, signs) = drawn.subplots(2, 2)
+    drawn = Figure(figsize=(11, 4), layout="constrained")
+    matrix, layers, pooling = drawn.subplots(1, 3)
     fields = receptive_fields(1, 6, 3, 1, 0)
     matrix.imshow(np.ma.masked_less(fields.numpy(), 0), cmap="tab10", vmin=-0.5, vmax=9.5)
     matrix.set(xlabel="pixel of a 6 x 6 image", ylabel="neuron", title="a 3 x 3 convolution as a matrix")
     weights = measurements[0]["weights"]
-    kinds = {kind: f"{kind.replace(' ', chr(10))}\n{weights[kind]:,}" for kind in get_args(Kind)}
-    kinds["convolution"] = f"convolution\n\n{weights['convolution']:,}"
-    for group, axes, names in (
-        ("layers", layers, kinds),
-        ("pooling", photos, {"pool": "pooling", "stride": "strides"}),
-    ):
-        for part, shift, colour, label in ((0, -0.2, "0.75", "training"), (1, 0.2, "tab:purple", "new photos")):
-            found = 100 * np.array([values(measurements, group, name)[:, part] for name in names])
-            axes.bar(np.arange(len(names)) + shift, found.mean(1), 0.38, yerr=found.std(1), capsize=3, color=colour,
-                     label=label)  # fmt: skip
-        axes.set_xticks(range(len(names)), list(names.values()))
-        axes.set(ylim=(0, 125), ylabel="accuracy (%)")
-        axes.legend(fontsize=9, loc="upper center", ncols=2)
-    layers.set_title("one layer, and its weights")
-    photos.set_title("HW3's CNN, photos")
-    sizes = measurements[0]["signs"]["sizes"]
+    for part, shift, colour, label in ((0, -0.2, "0.75", "training"), (1, 0.2, "tab:purple", "new images")):
+        found = 100 * np.array([values(measurements, "layers", kind)[:, part] for kind in get_args(Kind)])
+        layers.bar(np.arange(len(found)) + shift, found.mean(1), 0.38, yerr=found.std(1), capsize=3, color=colour,
+                   label=label)  # fmt: skip
+    names = [f"{kind.replace(' ', chr(10))}\n{weights[kind]:,}" for kind in get_args(Kind)]
+    layers.set_xticks(range(len(names)), names)
+    layers.set(ylim=(0, 125), ylabel="accuracy (%)", title="one layer, and its weights")
+    layers.legend(fontsize=9, loc="upper center", ncols=2)
+    sizes = measurements[0]["sizes"]
     for shrink, name, colour in (("pool", "pooling", "tab:green"), ("stride", "strides", "tab:orange")):
-        found = 100 * np.array([m["signs"][shrink] for m in measurements])
-        signs.errorbar(sizes, found.mean(0), found.std(0), fmt="o-", capsize=3, color=colour, label=name)
-    signs.set(xscale="log", xlabel="images to learn from", ylabel="new images right (%)", title="a CNN on made images")
-    signs.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    signs.tick_params(axis="x", which="minor", bottom=False)
-    signs.legend()
+        found = 100 * values(measurements, "pooling", shrink)
+        pooling.errorbar(sizes, found.mean(0), found.std(0), fmt="o-", capsize=3, color=colour, label=name)
+    pooling.set(xscale="log", xlabel="images to learn from", ylabel="new images right (%)", title="a CNN")
+    pooling.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    pooling.tick_params(axis="x", which="minor", bottom=False)
+    pooling.legend()
     return drawn
 
 
@@ -338,18 +345,16 @@ def table(measurements: list[Measurements]) -> Table:
     for kind in get_args(Kind):
         cells = map(mean_and_spread, values(measurements, "layers", kind).T)
         rows.append([kind, f"{first['counts'][kind]:,}", f"{first['weights'][kind]:,}", *cells])
-    for shrink in SHRINKS:
-        rows.append([f"CNN, {shrink}", "–", "–", *map(mean_and_spread, values(measurements, "pooling", shrink).T)])
-    for i, size in enumerate(first["signs"]["sizes"]):
+    for i, size in enumerate(first["sizes"]):
         for shrink in SHRINKS:
-            cell = mean_and_spread([m["signs"][shrink][i] for m in measurements])
-            rows.append([f"CNN, {shrink}, {size:,} made images", "–", "–", "–", cell])
-    return ["layer", "weights, lecture", "weights here", "training accuracy", "held-out accuracy"], rows
+            cell = mean_and_spread(values(measurements, "pooling", shrink)[:, i])
+            rows.append([f"CNN, {shrink}, {size:,} images", "–", "–", "–", cell])
+    return ["layer", "weights, lecture", "weights here", "training accuracy", "accuracy on new images"], rows
 
 
 def walked(measurements: list[Measurements]) -> Any:
     """A held-out image and the filters that the first seed's convolution has learned, with its stride and padding."""
-    return measurements[0]["walk"] | {"stride": 2, "padding": 1}
+    return measurements[0]["walk"] | {"stride": 1, "padding": 1}
 
 
 STUDY = Study(
@@ -369,24 +374,25 @@ STUDY = Study(
     formula="y = W x, with W<sub>i j</sub> = k<sub>n(i, j)</sub> where pixel j lies at place n of neuron i's receptive "
     "field, else 0",
     varies=Said(
-        "Mask and sharing of one layer, which learns to name HW3's photos; and HW3's CNN with pooling or with strides "
-        "in its place, on few photos and on many made images (one of 8 signs somewhere in noise).",
-        "一層網路的遮罩與共用，用來辨認 HW3 的照片；以及 HW3 的 CNN 用 pooling 或改用 stride，"
-        "分別用很少的照片和很多產生的圖片"
-        "（8 種符號之一，出現在雜訊中的任何位置）。",
+        "Mask and sharing of one layer, where the largest of each filter's neurons counts; and HW3's CNN with pooling "
+        "or with strides in its place. Both learn to name "
+        "made images (one of 8 signs somewhere in noise); with --full the layer learns HW3's photos.",
+        "一層網路的遮罩與共用（每個濾波器只取最大的神經元輸出）；以及 HW3 的 CNN 用 pooling 或改用 stride。"
+        "兩者都學著辨認產生的圖片"
+        "（8 種符號之一，出現在雜訊中的任何位置）；加上 --full 時，一層網路學的是 HW3 的照片。",
     ),
     caption=Said(
-        "Above: a convolution as a matrix, where every colour is one weight; and accuracies of one layer. Below: the "
-        "CNN with pooling and with strides.",
-        "上：把卷積寫成矩陣，每種顏色是一個權重；以及一層網路的正確率。下：CNN 用 pooling 與用 stride。",
+        "Left: a convolution as a matrix, where every colour is one weight. Middle: accuracies of one layer, and how "
+        "many weights it has. Right: the CNN with pooling and with strides.",
+        "左：把卷積寫成矩陣，每種顏色是一個權重。中：一層網路的正確率與權重數。右：CNN 用 pooling 與用 stride。",
     ),
     doubt=Said(
         "Strides cost accuracy where images are few: the largest of four neighbours stays the same when the image "
         "moves by a pixel, and a net with strides must learn that from examples. Augmentation, or a further layer "
-        "(Springenberg 2015), might close the gap on photos as well.",
+        "(Springenberg 2015), might close that gap.",
         "圖片少時 stride 會損失正確率：圖片移動一個像素，四個鄰居的最大值往往不變，"
         "而用 stride 的網路必須從資料學會這件事。"
-        "資料增強，或多加一層（Springenberg 2015），也許在照片上也能補回來。",
+        "資料增強，或多加一層（Springenberg 2015），也許能補回來。",
     ),
     again=(
         "leeml fit --config configs/hw3_food/medium.yaml --model.net.shrink stride",
@@ -396,7 +402,10 @@ STUDY = Study(
     "1412.6806); Silver et al. 2016, Nature 529",
     code=("scripts/studies/cnn.py:as_matrix", "scripts/studies/cnn.py:ImageLayer", "modules/nets/cnn.py:CNN"),
     quick=Settings(),
-    full=Settings(side=32, filters=16, epochs=6, channels=(16, 32, 64), pooled_epochs=10, batch=64, accelerator="auto"),
+    full=Settings(
+        photos=True, side=24, filters=16, channels=(16, 32, 64), signs=(256, 16384), steps=600, rate=1e-3,
+        accelerator="auto",
+    ),
     run=run,
     statements=STATEMENTS,
     figure=figure,

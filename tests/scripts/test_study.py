@@ -314,8 +314,11 @@ def test_a_seed_gives_the_same_numbers_whatever_ran_before(toy, counter, tmp_pat
 
 
 def test_seeds_side_by_side_give_what_they_give_one_by_one(monkeypatch, tmp_path):
+    momentum = machine.load("momentum")
+    small = replace(momentum, quick=replace(momentum.quick, landscapes=2))
     found = []
     for cores in (1, 2):
+        monkeypatch.setattr(machine, "load", lambda name: small)
         monkeypatch.setenv("LEEML_CACHE", str(tmp_path / str(cores)))
         monkeypatch.setattr(machine, "cpu_count", lambda cores=cores: cores)
         outcomes, left_out = machine.run_studies(["momentum"], True, 3, None)

@@ -187,11 +187,10 @@ def takes_gpu(settings: Any) -> bool:
     return any(getattr(part, "accelerator", "") == "auto" for part in parts) and torch.cuda.is_available()
 
 
-def attempt(name: str, quick: bool, seed: int, root: Path) -> tuple[Measurements, float] | DataError:
+def attempt(name: str, settings: Any, seed: int, root: Path) -> tuple[Measurements, float] | DataError:
     """What a process of its own does: measure a seed, or say what is wrong with the data."""
-    study = load(name)
     try:
-        return measure(name, study, study.settings(quick), seed, root)
+        return measure(name, load(name), settings, seed, root)
     except DataError as error:
         return error
 
@@ -244,7 +243,7 @@ def run_studies(
                 decided = found[name] and all(verdict.result != "undecided" for verdict in verdicts(name))
                 if name not in left_out and look < len(looks[name]) and not decided:
                     new = range(first + len(found[name]), first + looks[name][look])
-                    tasks += [(name, quick, seed, places[name]) for seed in new]
+                    tasks += [(name, plans[name].settings(quick), seed, places[name]) for seed in new]
             tasks.sort(key=lambda task: task[2])  # a seed of each first: then it is known how long each takes
             for name, result in measured(tasks, plans, gpu, found, left_out, bar):
                 if isinstance(result, DataError):
@@ -260,7 +259,7 @@ def run_studies(
 
 
 def measured(
-    tasks: list[tuple[str, bool, int, Path]],
+    tasks: list[tuple[str, Any, int, Path]],
     plans: dict[str, Study[Any]],
     gpu: bool,
     found: dict[str, list[tuple[Measurements, float]]],
@@ -268,10 +267,7 @@ def measured(
     bar: tqdm,
 ) -> Iterator[tuple[str, tuple[Measurements, float] | DataError]]:
     """What each task gave, in their order, while the bar moves on."""
-    missing = [
-        not kept_file(name, plans[name], plans[name].settings(quick), seed, place).is_file()
-        for name, quick, seed, place in tasks
-    ]
+    missing = [not kept_file(name, plans[name], *rest).is_file() for name, *rest in tasks]
     at_once = max(1, 1 if gpu else min(cpu_count(), sum(missing)))
     left = [name for (name, *_), fresh in zip(tasks, missing, strict=True) if fresh]
     order = list(plans)

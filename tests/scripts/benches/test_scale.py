@@ -1,12 +1,24 @@
 """Every set is written, opened twice and batched, at a small share of its size; nothing is left."""
 
+import logging
+
 import pytest
 from conftest import answer
 
 from scripts.benches import scale
 
 
+@pytest.fixture
+def quiet():
+    """`use` is made for a process of its own and lets only errors be logged; the next tests want to hear more."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+
+
 @pytest.mark.parametrize("homework", scale.SETS)
+@pytest.mark.usefixtures("quiet")
 def test_a_set_is_written_in_the_course_s_layout_and_made_into_batches(homework, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LEEML_CACHE", str(tmp_path / "cache"))
     kind, write, _ = scale.SETS[homework]
@@ -18,12 +30,14 @@ def test_a_set_is_written_in_the_course_s_layout_and_made_into_batches(homework,
 
 
 def test_a_set_is_used_twice_and_deleted(tmp_path, capsys):
-    scale.main(["hw2_phoneme", "--share", "0.005", "--place", str(tmp_path)])
+    place = tmp_path / "place"
+    place.mkdir()
+    scale.main(["hw2_phoneme", "--share", "0.005", "--place", str(place)])
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if "hw2_phoneme" in line]
     assert [row[1] for row in rows] == ["first", "later"]
     _, rates, own = zip(*([float(cell.replace(",", "")) for cell in row[2:5]] for row in rows), strict=True)
     assert min(rates) > 0 < min(own)  # so small a set opens in 0.0 s and may stay within the imports' own peak
-    assert not list(tmp_path.iterdir())
+    assert not list(place.iterdir())
 
 
 @pytest.mark.parametrize(

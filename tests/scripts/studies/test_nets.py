@@ -37,8 +37,8 @@ TINY = {
         "timed_sizes": (1, 2, 4, 8), "timed": 3,
     },
     "cnn": {
-        "side": 8, "filters": 2, "epochs": 1, "pooled_side": 16, "channels": (4, 4), "pooled_epochs": 1,
-        "signs": (16, 32), "sign_side": 8, "sign_channels": (4,), "sign_steps": 2, "judged": 20,
+        "side": 8, "filters": 2, "images": 32, "layer_steps": 2, "channels": (4,), "signs": (16, 32), "steps": 2,
+        "judged": 20,
     },
     "attention_as_cnn": {"sizes": (16, 32), "judged": 20, "steps": 3, "d_model": 8, "heads": 2, "channels": (4,)},
 }  # fmt: skip
