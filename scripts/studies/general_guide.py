@@ -24,10 +24,10 @@ NETS = {"shallow": (0, False), "deep, plain": (1, False), "deep, residual": (1, 
 class Settings:
     """Hidden layers of the shallow and the deep nets, their width, and how they are trained."""
 
-    depths: tuple[int, int] = (2, 12)
+    depths: tuple[int, int] = (2, 30)
     width: int = 32
     epochs: int = 30
-    rate: float = 3e-3
+    rate: float = 1e-3
     edition: str | None = None
 
 
@@ -136,9 +136,9 @@ STUDY = Study(
     ),
     formula="L<sub>train</sub>(deep) &gt; L<sub>train</sub>(shallow) ⇒ optimisation; block: y = x + f(x)",
     varies=Said(
-        "2 or 12 hidden layers (in full 20) of the same width, with and without residual connections, all with batch "
+        "2 or 30 hidden layers of the same width, with and without residual connections, all with batch "
         "normalisation as in the paper; HW1's module, data and Adam.",
-        "2 層或 12 層（完整版 20 層）同樣寬的隱藏層，有或沒有殘差連接，都和論文一樣有批次標準化；用 HW1 的模型、資料與"
+        "2 層或 30 層同樣寬的隱藏層，有或沒有殘差連接，都和論文一樣有批次標準化；用 HW1 的模型、資料與"
         " Adam。",
     ),
     caption=Said(
@@ -161,7 +161,7 @@ STUDY = Study(
     source="Lecture 2 of 2021; He et al. 2016, CVPR (arXiv 1512.03385), figure 1",
     code=("callbacks/general_guide.py:diagnose", "modules/nets/mlp.py:Block"),
     quick=Settings(),
-    full=Settings(depths=(2, 20), epochs=100, rate=1e-3, edition="2021"),
+    full=Settings(epochs=100, edition="2021"),
     run=run,
     statements=STATEMENTS,
     figure=figure,
