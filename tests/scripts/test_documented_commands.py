@@ -1,4 +1,4 @@
-"""Every leeml command in README.md and docs/ is understood as it stands there; nothing is run.
+"""Every leeml command in README.md, docs/ and the studies' page is understood as it stands there; nothing is run.
 
 README.zh.md has the same commands (tests/test_docs.py).
 """
@@ -15,6 +15,7 @@ from conftest import answer, works
 
 from scripts import kfold, leeml
 from scripts.cli.homeworks import data_class
+from scripts.studies.lab import machine
 from scripts.train import plan
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -34,6 +35,8 @@ def commands():
             words = shlex.split(line, comments=True)
             if words[:1] == ["leeml"] and "..." not in words:
                 found.setdefault(" ".join(words[1:]), page.name)
+    for name in machine.names():
+        found.setdefault(machine.load(name).again[0].removeprefix("leeml "), f"study {name}")
     return [pytest.param(page, line, id=f"{page}: {line}") for line, page in found.items()]
 
 
