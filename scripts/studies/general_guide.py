@@ -138,8 +138,7 @@ STUDY = Study(
     varies=Said(
         "2 or 30 hidden layers of the same width, with and without residual connections, all with batch "
         "normalisation as in the paper; HW1's module, data and Adam.",
-        "2 層或 30 層同樣寬的隱藏層，有或沒有殘差連接，都和論文一樣有批次標準化；用 HW1 的模型、資料與"
-        " Adam。",
+        "2 層或 30 層同樣寬的隱藏層，有或沒有殘差連接，都和論文一樣有批次標準化；用 HW1 的模型、資料與 Adam。",
     ),
     caption=Said(
         "Left: training loss by epoch, a thin line for each seed. Right: loss on the training rows (full) and on rows "
