@@ -46,7 +46,7 @@ class Settings:
     d_model: int = 32
     rates: tuple[float, ...] = (1e-2,)
     warmup: int = 24
-    epochs: int = 3
+    epochs: int = 6
     batch: int = 512
     sequences: int = 6
     first: int = 8
