@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -313,8 +314,9 @@ STATEMENTS = (
 
 def figure(measurements: list[Measurements]) -> Figure:
     """The matrix of a small convolution, accuracies by kind of layer, and pooling on few and many images."""
-    drawn = Figure(figsize=(11, 4), layout="constrained")
-    matrix, layers, pooling = drawn.subplots(1, 3)
+    drawn = Figure(figsize=(8, 7), layout="constrained")
+    parts = drawn.subplot_mosaic([["matrix", "matrix"], ["layers", "pooling"]], height_ratios=(2, 3))
+    matrix, layers, pooling = parts["matrix"], parts["layers"], parts["pooling"]
     fields = receptive_fields(1, 6, 3, 1, 0)
     matrix.imshow(np.ma.masked_less(fields.numpy(), 0), cmap="tab10", vmin=-0.5, vmax=9.5)
     matrix.set(xlabel="pixel of a 6 x 6 image", ylabel="neuron", title="a 3 x 3 convolution as a matrix")
@@ -333,7 +335,7 @@ def figure(measurements: list[Measurements]) -> Figure:
         pooling.errorbar(sizes, found.mean(0), found.std(0), fmt="o-", capsize=3, color=colour, label=name)
     pooling.set(xscale="log", xlabel="images to learn from", ylabel="new images right (%)", title="a CNN")
     pooling.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    pooling.tick_params(axis="x", which="minor", bottom=False)
+    pooling.xaxis.set_minor_locator(NullLocator())
     pooling.legend()
     return drawn
 
@@ -382,9 +384,9 @@ STUDY = Study(
         "（8 種符號之一，出現在雜訊中的任何位置）；加上 --full 時，一層網路學的是 HW3 的照片。",
     ),
     caption=Said(
-        "Left: a convolution as a matrix, where every colour is one weight. Middle: accuracies of one layer, and how "
+        "Above: a convolution as a matrix, where every colour is one weight. Left: accuracies of one layer, and how "
         "many weights it has. Right: the CNN with pooling and with strides.",
-        "左：把卷積寫成矩陣，每種顏色是一個權重。中：一層網路的正確率與權重數。右：CNN 用 pooling 與用 stride。",
+        "上：把卷積寫成矩陣，每種顏色是一個權重。左：一層網路的正確率與權重數。右：CNN 用 pooling 與用 stride。",
     ),
     doubt=Said(
         "Strides cost accuracy where images are few: the largest of four neighbours stays the same when the image "
