@@ -338,5 +338,6 @@ STUDY = Study(
     figure=figure,
     table=table,
     data="hw1_covid",
+    quick_looks=(4, 8, 16),
     full_looks=(4, 8),
 )
