@@ -338,6 +338,6 @@ STUDY = Study(
     figure=figure,
     table=table,
     data="hw1_covid",
-    quick_looks=(4, 8, 16),
+    quick_looks=(4, 8, 32),
     full_looks=(4, 8),
 )
