@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MultipleLocator, NullLocator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -320,6 +320,7 @@ def figure(measurements: list[Measurements]) -> Figure:
     fields = receptive_fields(1, 6, 3, 1, 0)
     matrix.imshow(np.ma.masked_less(fields.numpy(), 0), cmap="tab10", vmin=-0.5, vmax=9.5)
     matrix.set(xlabel="pixel of a 6 x 6 image", ylabel="neuron", title="a 3 x 3 convolution as a matrix")
+    matrix.yaxis.set_major_locator(MultipleLocator(5))
     weights = measurements[0]["weights"]
     for part, shift, colour, label in ((0, -0.2, "0.75", "training"), (1, 0.2, "tab:purple", "new images")):
         found = 100 * np.array([values(measurements, "layers", kind)[:, part] for kind in get_args(Kind)])
