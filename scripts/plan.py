@@ -17,7 +17,17 @@ from datamodules.files.places import PROJECT
 from modules.base import HomeworkModule
 from scripts.cli.config_parser import ConfigParser, check_nulls, known_classes
 from scripts.cli.mistakes import Parser, UsageError
-from scripts.estimates.cards import CONTEXT, GPUS, LOOP, REACHED, REACHED_MEMORY, START, Card, card_named
+from scripts.estimates.cards import (
+    CONTEXT,
+    GPUS,
+    LOOP,
+    REACHED,
+    REACHED_CPU,
+    REACHED_MEMORY,
+    START,
+    Card,
+    card_named,
+)
 from scripts.estimates.counting import Step, grown, one_step
 from scripts.estimates.sizes import EDITIONS, Workload, workload
 from scripts.train import find_config
@@ -123,7 +133,7 @@ def counted(settled: Settled, load: Workload, mixed: bool) -> tuple[Step, Step]:
     settled.model.expect(load.facts)
     settled.model.configure_model()
     clip = settled.trainer.gradient_clip_val
-    few, more = (one_step(settled.model, load.batch(rows), mixed, clip) for rows in load.tried)
+    few, more = (one_step(settled.model, load.batch(rows), mixed, clip, rows == load.tried[1]) for rows in load.tried)
     return grown(few, more, load.tried, load.rows), grown(few, more, load.tried, load.most)
 
 
@@ -195,8 +205,9 @@ def assumptions(card: Card) -> str:
     )
     if not card.loaders:
         return (
-            f"assumed: {card.single / 1e9:.0f} GFLOP/s, {card.bandwidth / 1e9:.1f} GB/s and {card.start * 1e6:.1f} us "
-            f"to start an operation, as just measured; {common}"
+            f"assumed: {card.single / 1e9:.0f} GFLOP/s ({REACHED_CPU:.0%} of a large product's), "
+            f"{card.bandwidth / 1e9:.1f} GB/s and {card.start * 1e6:.1f} us to start an operation, as just measured; "
+            f"{common}"
         )
     return (
         f"assumed: {REACHED:.0%} of the data sheet's arithmetic ({card.half / 1e12:.1f} TFLOP/s in 16 bits, "

@@ -131,7 +131,9 @@ def _alone(module: HomeworkModule, steps: list[int]) -> Iterator[None]:
             delattr(module, name)
 
 
-def one_step(module: HomeworkModule, batch: dict[str, Any], mixed: bool, clip: float | None) -> Step:
+def one_step(
+    module: HomeworkModule, batch: dict[str, Any], mixed: bool, clip: float | None, update: bool = True
+) -> Step:
     """Make one training step and say what it did.
 
     Args:
@@ -139,6 +141,7 @@ def one_step(module: HomeworkModule, batch: dict[str, Any], mixed: bool, clip: f
         batch: What its data would give it.
         mixed: Whether products are computed in 16 bits, as with mixed precision on a GPU.
         clip: Norm that gradients are clipped to, if they are.
+        update: Whether the optimizer steps too; it does the same after any batch, and its state needs most memory.
     """
     steps: list[int] = []
     module.train()
@@ -153,18 +156,20 @@ def one_step(module: HomeworkModule, batch: dict[str, Any], mixed: bool, clip: f
         with mode:
             loss.backward()
         backward = mode.taken()
-        optimizer.step()  # makes its state, which later steps do not
-        with mode:
-            if clip:
-                nn.utils.clip_grad_norm_(module.parameters(), clip)
-            optimizer.step()
+        if update:
+            optimizer.step()  # makes its state, which later steps do not
+            with mode:
+                if clip:
+                    nn.utils.clip_grad_norm_(module.parameters(), clip)
+                optimizer.step()
     kept = {name: float(count) for name, count in lasting(module, [optimizer]).items()}
     parameters = sum(p.numel() for p in module.parameters())
+    module.zero_grad(set_to_none=True)
     return Step(forward, backward, mode.taken(), OF_A_TIME_STEP * sum(steps), parameters, kept, float(watch.bytes))
 
 
 def grown(few: Step, more: Step, rows: tuple[int, int], wanted: float) -> Step:
-    """What a step with `wanted` rows does, from those of two small batches.
+    """What a step with `wanted` rows does, from those of two small batches; updated is after the larger one.
 
     Where the two did other operations (outputs that are drawn have random lengths), the larger one is multiplied.
 

@@ -18,6 +18,7 @@ from datamodules.images.rows import WEAK, varied
 from datamodules.samplers import length_buckets
 from datamodules.speech.audio import MELS
 from datamodules.speech.libriphone import WIDTH
+from datamodules.speech.noise import add_noise
 from datamodules.text.pairs import pair_batch
 from datamodules.text.tokenizer import BOS, EOS, PAD, UNK, Tokenizer, train_tokenizer
 from scripts.cli.mistakes import UsageError
@@ -172,6 +173,17 @@ def phoneme(data: PhonemeData, edition: str) -> Workload:
     return Workload(facts, utterances, (2, 4), count / batches, most, batches, size.utterances - count, text)
 
 
+def noise_seconds(frames: int, stretches: int = 16) -> float:
+    """Seconds of one core that the noise of a stretch (frames, 40) takes, as the loader makes it."""
+    rng = np.random.default_rng(0)
+    some = rng.standard_normal((frames, MELS), np.float32)
+    add_noise(some, 0.0, rng)
+    begun = time.process_time()
+    for _ in range(stretches):
+        add_noise(some, 0.0, rng)
+    return (time.process_time() - begun) / stretches
+
+
 def core_seconds(transform: nn.Module, size: int, images: int = 16) -> float:
     """Seconds of one core that a transform takes for an image (3, size, size), as the loader has them."""
     if isinstance(transform, nn.Identity):
@@ -230,7 +242,8 @@ def speaker(data: SpeakerData, edition: str) -> Workload:
     rows = data.batch_size
     judged = (UTTERANCES[edition] - train) * WHOLE / data.segment
     text = f"{rows} stretches of {data.segment} frames"
-    return Workload(facts, batch, (2, 4), rows, rows, -(-train // rows), judged, text)
+    loading = noise_seconds(data.segment) if data.train_snr else 0.0
+    return Workload(facts, batch, (2, 4), rows, rows, -(-train // rows), judged, text, loading)
 
 
 @lru_cache

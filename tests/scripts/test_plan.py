@@ -67,6 +67,26 @@ def test_two_small_batches_tell_what_a_larger_one_does(config):
     assert told.saved == pytest.approx(seven.saved, rel=1e-3)
 
 
+def test_a_step_without_the_update_makes_no_state_of_the_optimizer():
+    settled = plan.read(["configs/hw2_phoneme/simple_2022.yaml"])
+    load = workload(settled.data, "2022")
+    settled.model.expect(load.facts)
+    settled.model.configure_model()
+    without, full = (one_step(settled.model, load.batch(2), True, None, update) for update in (False, True))
+    assert (without.update, without.lasting["optimizer"]) == ([], 0)
+    assert full.update
+    assert full.lasting["optimizer"] == pytest.approx(2 * full.lasting["gradients"], rel=1e-3)
+    assert without.backward == full.backward
+
+
+def test_noise_in_training_is_part_of_the_loading():
+    found = [
+        workload(plan.read(["configs/hw4_speaker/strong.yaml"], flags).data, "2022").loading
+        for flags in ([], ["--data.train_snr", "null"])
+    ]
+    assert found[0] > 0 == found[1]
+
+
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3)])
 def test_a_recurrent_layer_is_counted_with_all_its_products(kind, gates):
     layer = kind(5, 8, 2, batch_first=True, bidirectional=True)
