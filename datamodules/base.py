@@ -62,8 +62,6 @@ class HomeworkData(LightningDataModule, ABC):
     """Where the course publishes the data, for messages."""
     score_name: ClassVar[str]
     """What `score` measures."""
-    slowdown: float = 1.0
-    """Time of a step in the mean of a whole run against that of its first epoch."""
     no_kfold: ClassVar[str | None] = None
     """Why `leeml kfold` has no sense here, if it has none: no folds, or predictions without a mean."""
 

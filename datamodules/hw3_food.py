@@ -1,6 +1,5 @@
 """HW3: photos of food, by the course's folders of any year or a user's own (one folder a class)."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,11 +19,9 @@ from datamodules.files import archives
 from datamodules.generated import write_food
 from datamodules.images.decoded import decode
 from datamodules.images.folder import ImageFolder, Images, has_images, images_home, read_folder
-from datamodules.images.growth import Growth
 from datamodules.images.rows import JudgedRows, Pictures, TrainRows, varied
 from datamodules.samplers import EpochBatchSampler, ResumableLoader
 
-LEAST_SIDE = 8  # pixels to grow from
 STATISTICS_FROM = 2000  # images behind mean and deviation of the channels: enough for three digits
 
 
@@ -40,9 +37,6 @@ class FoodData(ClassifierData):
             `leeml kfold` does); null keeps the course's own validation folder, or cuts 5 parts where there is none.
         image_size: Side in pixels that images are squashed to, and judged at.
         augment: Transforms of torchvision.transforms.v2, by class_path, for training images.
-        grow_from: Side in pixels of training images in the first quarter of the epochs. It grows in even stages to that
-            of augment in the last quarter, so that early epochs cost less (datamodules/images/growth.py). null: all
-            epochs have the full size.
         tta: Test-time augmentation: so many augmented views of each image beside the plain one, in test and predict.
         unlabelled: Unlabelled images for each labelled one in a training batch (semi-supervised training).
         normalise: Bring the channels to mean 0 and deviation 1 of the training images (else to 0 ... 1).
@@ -65,7 +59,6 @@ class FoodData(ClassifierData):
         seed: int = 0,
         image_size: int = 128,
         augment: list[nn.Module] | None = None,
-        grow_from: int | None = None,
         tta: int = 0,
         unlabelled: int = 0,
         normalise: bool = True,
@@ -92,14 +85,6 @@ class FoodData(ClassifierData):
                 f"data.augment makes {tried.dtype} of shape {tuple(tried.shape)} of an image, not bytes (3, H, W); "
                 "leave out ToDtype and Normalize, the module does both on the device"
             )
-        height, width = tried.shape[1:]
-        if grow_from is not None and not (height == width > grow_from >= LEAST_SIDE):
-            raise DataError(
-                f"data.grow_from is {grow_from}, and data.augment makes images of {height} x {width}: expected square "
-                f"ones, and a side from {LEAST_SIDE} to below theirs"
-            )
-        self.grow_from, self.full_side = grow_from, width
-        self.slowdown = Growth(grow_from, width, 1).cost() if grow_from else 1.0
         self.normalise, self.batch_size, self.workers, self.bad_images = normalise, batch_size, workers, bad_images
         self.files: ImageFolder | None = None
         self.paths: list[Path] = []
@@ -290,29 +275,11 @@ class FoodData(ClassifierData):
         if self.unlabelled:
             other = self.unlabelled_pictures
             tables += np.array_split(self.unlabelled_rows, self.unlabelled)
-        sampler = EpochBatchSampler(tables, self.batch_size, self.seed, rank, world)
-        growth = Growth(self.grow_from, self.full_side, self._epochs(len(sampler))) if self.grow_from else None
-        rows = TrainRows(self.pictures, self.targets, self.augment, self.seed, other, growth)
-        return ResumableLoader(rows, sampler, **self.loading(self.workers))
-
-    def _epochs(self, batches: int) -> int:
-        """Epochs of the run, of so many batches each.
-
-        Raises:
-            DataError: it has no known end.
-        """
-        trainer = self.trainer
-        found = [math.inf, math.inf]
-        if trainer is not None and trainer.max_epochs not in (None, -1):
-            found[0] = trainer.max_epochs
-        if trainer is not None and trainer.max_steps != -1:
-            found[1] = math.ceil(trainer.max_steps * trainer.accumulate_grad_batches / batches)
-        if not 0 < min(found) < math.inf:
-            raise DataError(
-                f"data.grow_from is {self.grow_from}, but the run has no known end by which images are to have their "
-                "full size: set trainer.max_epochs or trainer.max_steps"
-            )
-        return int(min(found))
+        return ResumableLoader(
+            TrainRows(self.pictures, self.targets, self.augment, self.seed, other),
+            EpochBatchSampler(tables, self.batch_size, self.seed, rank, world),
+            **self.loading(self.workers),
+        )
 
     def val_dataloader(self) -> DataLoader:
         """Batches x uint8 (B, 3, S, S), y (B,), row (B,) of the images held out."""

@@ -55,13 +55,9 @@ def covid(root):
 
 
 def food(root):
-    """5 steps an epoch, with every kind of noise: augmentation, mixing, dropout, unlabelled images, two workers.
-
-    Images grow from epoch to epoch.
-    """
-    augment = [v2.RandomResizedCrop(20), v2.TrivialAugmentWide(), v2.RandomErasing()]
-    options = {"image_size": 20, "batch_size": 60, "augment": augment, "grow_from": 8, "unlabelled": 1, "workers": 2}
-    data = FoodData(dir=str(root / "hw3_food"), **options)
+    """5 steps an epoch, with every kind of noise: augmentation, mixing, dropout, unlabelled images, two workers."""
+    augment = [v2.RandomResizedCrop(16), v2.TrivialAugmentWide(), v2.RandomErasing()]
+    data = FoodData(dir=str(root / "hw3_food"), image_size=20, batch_size=60, augment=augment, unlabelled=1, workers=2)
     net = functools.partial(ResNet, width=8, blocks=(1, 1), dropout=0.3)
     optimizer = functools.partial(torch.optim.AdamW, lr=0.01)
     return FoodClassifier(optimizer, net, 0.1, mixup=0.2, cutmix=1.0, pseudo_threshold=0.1), data

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from datamodules.images.growth import Growth, resized
-
 WEAK = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomAffine(0, translate=(0.125, 0.125))])  # FixMatch, section 2.3
 
 
@@ -47,21 +45,14 @@ def varied(x: Tensor, keys: Tensor, transform: nn.Module, *key: int) -> Tensor:
 class TrainRows(Dataset):
     """Augmented batches for (epoch, rows (1 + k, B), draws): x uint8 (B, 3, H, W), y (B,), row (B,).
 
-    With unlabelled images also weak (kB, 3, S, S) and strong (kB, 3, H, W), two views of each. With growth H and W are
-    those of the epoch.
+    With unlabelled images also weak (kB, 3, S, S) and strong (kB, 3, H, W), two views of each.
     """
 
     def __init__(
-        self,
-        pictures: Pictures,
-        labels: Tensor,
-        augment: nn.Module,
-        seed: int,
-        unlabelled: Pictures | None = None,
-        growth: Growth | None = None,
+        self, pictures: Pictures, labels: Tensor, augment: nn.Module, seed: int, unlabelled: Pictures | None = None
     ) -> None:
         self.pictures, self.labels, self.augment, self.seed = pictures, labels, augment, seed
-        self.unlabelled, self.growth = unlabelled, growth
+        self.unlabelled = unlabelled
 
     def __getitem__(self, index: tuple[int, Tensor, Tensor]) -> dict[str, Tensor]:
         epoch, table, draws = index
@@ -72,9 +63,6 @@ class TrainRows(Dataset):
             plain, keys = self.unlabelled[table[1:].flatten()], keys[1:].flatten(0, 1)
             batch["weak"] = varied(plain, keys, WEAK, self.seed, epoch, 1)
             batch["strong"] = varied(plain, keys, self.augment, self.seed, epoch, 2)
-        if self.growth is not None:
-            side = self.growth.side(epoch)
-            batch |= {name: resized(batch[name], side) for name in ("x", "strong") if name in batch}
         return batch
 
 

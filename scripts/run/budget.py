@@ -245,7 +245,6 @@ def settle(args: Sequence[str], budget: float, begun: float, parts: int = 1) -> 
     speed, cli = try_out(args, budget)
     if cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
         return [], None
-    speed = speed._replace(step=speed.step * getattr(cli.datamodule, "slowdown", 1.0))
     found = plan(speed, (budget - (time.perf_counter() - begun)) / parts)
     print(
         f"leeml: a step takes {speed.step * 1000:.3g} ms, a validation {speed.validation:.2g} s, a checkpoint "

@@ -15,7 +15,6 @@ from torchvision.transforms import v2
 
 from datamodules.errors import DataError
 from datamodules.hw3_food import FoodData
-from datamodules.images.growth import resized
 from datamodules.images.rows import Pictures, varied
 
 CPU = SimpleNamespace(root_device=torch.device("cpu"))
@@ -183,36 +182,6 @@ def test_an_epoch_goes_on_where_it_stopped(folder, workers):
     for a, b in zip(rest, whole[2:], strict=True):
         assert torch.equal(a["row"], b["row"])
         assert torch.equal(a["x"], b["x"])
-
-
-def trained_for(data, **length):
-    """As a trainer of that length would have the data."""
-    known = {"max_epochs": -1, "max_steps": -1, "accumulate_grad_batches": 1, "world_size": 1, "global_rank": 0}
-    data.trainer = SimpleNamespace(**known | length, strategy=CPU)
-    return data
-
-
-def test_images_grow_by_epoch_with_the_same_noise(folder):
-    for n in range(40):
-        write_image(folder / "unlabeled" / f"{n:04d}.jpg", 8 * n % 200, 500 + n)
-    options = {"augment": [v2.RandomResizedCrop(16), v2.RandomErasing(0.5)], "unlabelled": 1}
-    plain, data = (food(folder, **options, grow_from=side) for side in (None, 8))
-    batches = len(plain.train_dataloader())
-    for length in (
-        {"max_epochs": 8},
-        {"max_steps": 8 * batches},
-        {"max_steps": 4 * batches, "accumulate_grad_batches": 2},
-    ):
-        trained_for(data, **length)
-        for epoch, side in {0: 8, 1: 8, 3: 8, 5: 16, 6: 16, 7: 16}.items():
-            for batch, full in zip(epoch_of(data, epoch), epoch_of(plain, epoch), strict=True):
-                assert torch.equal(batch["row"], full["row"])
-                assert torch.equal(batch["x"], resized(full["x"], side))
-                assert torch.equal(batch["strong"], resized(full["strong"], side))
-                assert torch.equal(batch["weak"], full["weak"])
-    trained_for(data)
-    with pytest.raises(DataError, match=r"no known end .* trainer\.max_epochs"):
-        data.train_dataloader()
 
 
 def test_unlabelled_images_come_in_two_views(folder):
@@ -415,9 +384,6 @@ def test_one_image_is_drawn_in_many_ways(folder):
         ({"folds": 99}, "has 14 images to train on"),
         ({"augment": [v2.ToDtype(torch.float32, scale=True)]}, "leave out ToDtype"),
         ({"fold": 1}, "course's own split"),
-        ({"grow_from": 12, "augment": [v2.RandomCrop(12)]}, "data.grow_from is 12, .* of 12 x 12"),
-        ({"grow_from": 8, "augment": [v2.RandomCrop((12, 14))]}, "of 12 x 14: expected square"),
-        ({"grow_from": 4}, "a side from 8"),
     ],
 )
 def test_wrong_options(folder, options, says):
