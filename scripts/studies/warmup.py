@@ -278,8 +278,8 @@ STUDY = Study(
         "encoder，有或沒有預熱，用 HW2 的音素資料。",
     ),
     caption=Said(
-        "Above: variance of Adam's first steps from batch to batch, and the gradient of each layer at the start. "
-        "Below: training loss of the four nets.",
+        "Above: training loss of the four nets, mean over seeds. Below: variance of Adam's first steps from batch to "
+        "batch, and the gradient of each layer of a deep encoder before the first step.",
         "上：四個網路的訓練損失，取各種子的平均。下：Adam 最初幾步因批次而異的變異數，以及很深的 encoder 在第一步之前"
         "各層的梯度。",
     ),

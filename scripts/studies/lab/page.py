@@ -7,7 +7,6 @@ can be played with is in play/, a file each.
 import ast
 import base64
 import json
-import struct
 import tomllib
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -182,7 +181,6 @@ def section(record: Record, other: Record | None, picture: Path) -> str:
     """All about one study; of a quick record beside the full one only how many statements hold."""
     study = load(record.name)
     image = picture.read_bytes()
-    width, height = struct.unpack(">II", image[16:24])  # of every PNG
     command, why = study.again
     size = "" if record.size == "quick" else " --full"
     also = f"<br>{words('Also', '另外')} {both(DATA[other.size])}: {counts(other)}" if other else ""
@@ -192,7 +190,7 @@ def section(record: Record, other: Record | None, picture: Path) -> str:
 <h3>{words("What the lecture says", "課堂上怎麼說")}</h3>
 {both(study.lecture, "p")}
 <p class="formula" tabindex="0">{study.formula}</p>
-<figure><div class="{"wide" if width > 1.7 * height else ""}" tabindex="0">
+<figure><div class="wide" tabindex="0">
 <img alt="{escape(study.caption.english)}" src="data:image/png;base64,{base64.b64encode(image).decode()}"></div>
 {both(study.caption, "figcaption")}</figure>
 <h3>{words("The experiment", "實驗")}</h3>
