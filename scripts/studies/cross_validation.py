@@ -222,5 +222,5 @@ STUDY = Study(
     figure=figure,
     table=table,
     data="hw1_covid",
-    full_looks=(4, 8),
+    full_looks=(4, 8, 16),
 )
