@@ -57,6 +57,6 @@ def plot_curves(curves: dict[str, Curve], ylabel: str, log: bool, title: str = "
         if max(every) < 10 * min(every):
             axes.yaxis.set_major_formatter(ScalarFormatter())  # within one power of ten: 2.2 and not 2.2 x 10^0
             axes.yaxis.set_minor_formatter(ScalarFormatter())
-    axes.grid(alpha=0.3)
+    axes.grid(alpha=0.3, which="both")  # on a logarithmic scale most ticks are minor ones
     axes.legend()
     return figure

@@ -77,8 +77,8 @@ def kept_weights(trainer: Trainer, module: LightningModule) -> Iterator[str]:
         accelerator=trainer.accelerator, devices=1, precision=trainer.precision, logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         use_distributed_sampler=False, default_root_dir=trainer.default_root_dir,
-        limit_val_batches=trainer.limit_val_batches,
     )  # fmt: skip
+    quiet.limit_val_batches = trainer.limit_val_batches  # as an argument it would be told in a line of its own
     try:
         module.load_state_dict(kept["state_dict"])
         quiet.validate(module, dataloaders=trainer.val_dataloaders, verbose=False)

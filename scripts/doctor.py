@@ -63,9 +63,10 @@ def data(root: Path) -> Iterator[tuple[str, str]]:
     yield "data", str(root)
     for name in homeworks():
         folder, cls = root / name, data_class(name)
-        places = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())] if folder.is_dir() else []
-        found = [path.name for path in places if cls.has_files(path)]
-        yield f"  {name}", ", ".join(found) or f"none (leeml data sample {name} makes a small generated set)"
+        editions = sorted(path.name for path in folder.iterdir() if cls.has_files(path)) if folder.is_dir() else []
+        if cls.has_files(folder):  # one folder inside may be why: it is not a second set
+            editions = [name, *(editions if len(editions) > 1 else [])]
+        yield f"  {name}", ", ".join(editions) or f"none (leeml data sample {name} makes a small generated set)"
 
 
 def fonts() -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,12 +111,22 @@ def _class_path(section: Any) -> str | None:
 
 
 def flatten(config: Any, key: str = "") -> dict[str, Any]:
-    """A nested configuration by dotted keys; what belongs to a class keeps its key without init_args."""
+    """A nested configuration by dotted keys: a class has its path at its own key, its settings below without init_args.
+
+    Of a list with classes in it, each is named by its class, such as trainer.callbacks.EarlyStopping, a second one
+    EarlyStopping 2.
+    """
     if isinstance(config, Mapping) and config:
-        return {k: v for name, part in config.items() for k, v in flatten(part, _join(key, str(name))).items()}
+        own = {key: path} if key and (path := _class_path(config)) else {}
+        parts = {name: part for name, part in config.items() if not (own and name == "class_path")}
+        return own | {k: v for name, part in parts.items() for k, v in flatten(part, _join(key, str(name))).items()}
     if isinstance(config, list) and any(isinstance(part, Mapping) for part in config):
-        parts = {str(_class_path(part) or i).rpartition(".")[2]: part for i, part in enumerate(config)}
-        return {k: v for name, part in parts.items() for k, v in flatten(part, _join(key, name)).items()}
+        named: dict[str, Any] = {}
+        for place, part in enumerate(config):
+            name = str(_class_path(part) or place).rpartition(".")[2]
+            again = sum(other.split()[0] == name for other in named)
+            named[f"{name} {again + 1}" if again else name] = part
+        return {k: v for name, part in named.items() for k, v in flatten(part, _join(key, name)).items()}
     return {key: config}
 
 
@@ -124,10 +135,18 @@ def _join(key: str, name: str) -> str:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Settings in which two configurations differ: (dotted key, value of a, value of b); - where one lacks it."""
+    """Settings in which two configurations differ: (dotted key, value of a, value of b); - where one lacks it.
+
+    A class that only one has, such as a callback, is one row: what it is set to is not listed.
+    """
     one, two = flatten(a), flatten(b)
+
+    def inside(key: str, own: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        parents = list(accumulate(key.split("."), "{}.{}".format))[:-1]
+        return key in own and any(parent in own and parent not in other for parent in parents)
+
     return [
         (key, str(one.get(key, "-")), str(two.get(key, "-")))
         for key in dict.fromkeys([*one, *two])
-        if one.get(key, "-") != two.get(key, "-")
+        if one.get(key, "-") != two.get(key, "-") and not inside(key, one, two) and not inside(key, two, one)
     ]

@@ -3,12 +3,18 @@
 import csv
 import errno
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import optuna
 import pytest
 import yaml
 from conftest import answer, assert_fails, works
 from wandb.sdk.launch.sweeps import utils as wandb_sweeps
+from wandb_files import without_account
+from wandb_service import Service, serving
 
 from callbacks.finite import NotFiniteError
 from datamodules.files.places import PROJECT
@@ -264,3 +270,34 @@ def test_a_sweep_means_the_same_to_us_and_to_the_agent(path):
         for part in key.split("."):
             place = place[part] if part in place else place["init_args"][part]
         assert place == value
+
+
+AGENT = """
+from wandb import wandb_agent
+wandb_agent.Agent.POLL_INTERVAL = 0.1
+wandb_agent.run_agent("s", entity="someone", project="leeml")
+"""
+
+
+def test_an_agent_of_wandb_runs_a_trial_to_its_end(tmp_path, sweep, sample):
+    values = {"model.optimizer.lr": 0.02, "model.hidden": [4], "seed_everything": 3}
+    home = tmp_path / "home"
+    home.mkdir()
+    text = sweep.read_text().replace("leeml, fit,", f"leeml, fit, --run_dir, {tmp_path / 'run'},")
+    with serving(Service(text, {"first": values})) as service:
+        env = without_account(home) | {
+            "WANDB_BASE_URL": service.address,
+            "WANDB_API_KEY": "0123456789" * 4,
+            "WANDB_DIR": str(tmp_path),
+            "LEEML_DATA": str(sample),
+            "PYTHONPATH": str(PROJECT),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        line = [sys.executable, "-c", AGENT]
+        said = subprocess.run(line, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=300)
+    assert said.returncode == 0, said.stderr
+    assert service.exit_codes == {"first": 0}, said.stderr
+    assert (service.runs["first"]["sweep"], service.runs["first"]["project"]) == ("s", "leeml")
+    rows = csv.DictReader((tmp_path / "run" / "metrics.csv").open())
+    local = [float(row["val/mse"]) for row in rows if row["val/mse"]]
+    assert [row["val/mse"] for row in service.history["first"] if "val/mse" in row] == pytest.approx(local)

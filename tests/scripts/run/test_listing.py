@@ -116,6 +116,23 @@ def test_folders_that_are_no_runs_are_refused_in_one_line(tmp_path):
         assert str(tmp_path) in said.err
 
 
+def test_a_callback_of_one_run_is_one_row():
+    stop = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/mse", "patience": 3}}
+    guide = {"class_path": "callbacks.general_guide.GeneralGuide", "init_args": {"goal": None, "gap": 1.5}}
+    later = {**stop, "init_args": {"monitor": "val/mse", "patience": 9}}
+    one = {"trainer": {"callbacks": [stop, guide], "max_epochs": 2}}
+    two = {"trainer": {"callbacks": [later, stop], "max_epochs": 2}}
+    assert differences(one, two) == [
+        ("trainer.callbacks.EarlyStopping.patience", "3", "9"),
+        ("trainer.callbacks.GeneralGuide", "callbacks.general_guide.GeneralGuide", "-"),
+        ("trainer.callbacks.EarlyStopping 2", "-", "lightning.pytorch.callbacks.EarlyStopping"),
+    ]
+
+
+def test_what_is_a_value_in_one_and_a_section_in_the_other_is_listed():
+    assert differences({"net": 1}, {"net": {"depth": 2}}) == [("net", "1", "-"), ("net.depth", "-", "2")]
+
+
 VALUES = st.recursive(
     st.integers() | st.booleans() | st.none(),
     lambda inner: st.dictionaries(st.text("abc", min_size=1), inner, min_size=1) | st.lists(st.integers()),
