@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from datamodules.course import Baselines
 from datamodules.errors import DataError
+from datamodules.files import archives
 from datamodules.files.places import default_root
 
 Facts = dict[str, Any]  # what the data knows and the module needs: numbers, strings, lists, tensors (weights_only-safe)
@@ -62,6 +63,8 @@ class HomeworkData(LightningDataModule, ABC):
     """Where the course publishes the data, for messages."""
     score_name: ClassVar[str]
     """What `score` measures."""
+    in_one_folder: ClassVar[bool] = False
+    """Whether what the course packed in several archives belongs together."""
     no_kfold: ClassVar[str | None] = None
     """Why `leeml kfold` has no sense here, if it has none: no folds, or predictions without a mean."""
 
@@ -133,12 +136,22 @@ class HomeworkData(LightningDataModule, ABC):
 
     @classmethod
     def prepare(cls, folder: Path, source: Path | None = None) -> list[Path]:
-        """Turn raw files (of `source`, else of the folder) into the course's layout below `folder`.
+        """Turn raw files (of `source`, else of the folder) into the course's layout below `folder`; returns the files.
 
-        Further parameters of a homework with a default, Literals, whole numbers and paths, become flags of `leeml data
-        prepare`.
+        Archives are unpacked, which is all that most homeworks need. Further parameters of a homework with a default,
+        Literals, whole numbers and paths, become flags of `leeml data prepare`.
         """
-        raise DataError(f"{cls.homework} needs no preparation: its files are read as they are")
+        place = source or folder
+        found = [place] if place.is_file() else archives.archives_in(place)
+        if not found:
+            what = "no zip or tar here" if place.exists() else "no such file or folder"
+            raise DataError(
+                f"{place}: {what}; name one with --source FILE (unpacked files are read as they are: --data.dir)"
+            )
+        places = {archive: folder / ("unpacked" if cls.in_one_folder else archives.stem(archive)) for archive in found}
+        for archive, target in places.items():
+            archives.unpack(archive, target)
+        return list(dict.fromkeys(places.values()))
 
     @classmethod
     def describe(cls, root: Path) -> list[str]:
@@ -176,6 +189,7 @@ class HomeworkData(LightningDataModule, ABC):
         """
         if self.dir is not None:
             if not self.has_files(self.dir):
+                self._say_packed(self.dir)
                 raise DataError(f"{self.dir}: no {self.homework} files in this folder (--data.dir). {self._ways()}")
             return self.dir
         base = self.root / self.homework
@@ -184,6 +198,8 @@ class HomeworkData(LightningDataModule, ABC):
             return found[self.edition]
         if self.has_files(base):  # they lie here without a folder by edition
             return base
+        if not found:
+            self._say_packed(base)
         if self.edition is not None:
             there = f"it holds {', '.join(found)}" if found else "it holds no edition"
             raise DataError(
@@ -223,12 +239,18 @@ class HomeworkData(LightningDataModule, ABC):
         """The course's baselines of the editions that the files at hand may be of; none for other or generated data."""
         return []
 
+    def _say_packed(self, folder: Path) -> None:
+        if packed := archives.archives_in(folder):
+            raise DataError(
+                f"{packed[0]}: unpack it first: leeml data prepare {self.homework} --source {packed[0]} (into data/ of "
+                "the project, or into the folder named after it)"
+            )
+
     def _ways(self) -> str:
         ways = [f"put the course's files there by hand ({self.kaggle})"]
         if self._has_own("fetch"):
             ways.append(f"`leeml data fetch {self.homework}`")
-        if self._has_own("prepare"):
-            ways.append(f"`leeml data prepare {self.homework} --source FILE_OR_FOLDER` for raw files that you have")
+        ways.append(f"`leeml data prepare {self.homework} --source FILE_OR_FOLDER` for an archive or raw files")
         ways.append(f"`leeml data sample {self.homework}` for a small generated set")
         elsewhere = "Data elsewhere: --data.dir FOLDER_WITH_THE_FILES, --data.root DIR or LEEML_DATA"
         return f"Ways to get them: {'; '.join(ways)}. {elsewhere}"

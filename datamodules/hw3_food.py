@@ -15,7 +15,6 @@ from torchvision.transforms import v2
 from datamodules import course
 from datamodules.base import ClassifierData, Facts, Fold
 from datamodules.errors import DataError
-from datamodules.files import archives
 from datamodules.generated import write_food
 from datamodules.images.decoded import decode
 from datamodules.images.folder import ImageFolder, Images, has_images, images_home, read_folder
@@ -107,38 +106,16 @@ class FoodData(ClassifierData):
         """Download and unpack one edition, or all whose files have a known checksum, into folder/<edition>."""
         return course.fetch(cls.homework, folder, edition)
 
-    @classmethod
-    def prepare(cls, folder: Path, source: Path | None = None) -> list[Path]:
-        """Unpack archives of images (source: one, or a folder of them; default: the folder itself)."""
-        place = source or folder
-        found = [place] if place.is_file() else archives.archives_in(place)
-        if not found:
-            what = "no zip or tar here" if place.exists() else "no such file or folder"
-            raise DataError(
-                f"{place}: {what}; name one with --source FILE (folders of images are read as they are: --data.dir)"
-            )
-        for archive in found:
-            archives.unpack(archive, folder / archives.stem(archive))
-        return [folder / archives.stem(archive) for archive in found]
-
     def locate(self) -> Path:
-        """The folder with the images; where only a zip lies, the message says how to unpack it."""
+        """The folder with the images."""
+        folder = super().locate()
         base = self.dir or self.root / self.homework
-        try:
-            folder = super().locate()
-            # one folder around the images is looked through, whatever its name: below root it may be another edition's
-            inner = images_home(folder) or folder
-            looked_through = self.dir is None and folder == base != inner
-            if self.edition is not None and looked_through and inner.name != self.edition:
-                raise DataError(f"{base / self.edition}: no files of edition {self.edition!r} here, only {inner.name}")
-            return folder
-        except DataError:
-            if base.is_dir() and (packed := archives.archives_in(base)):
-                raise DataError(
-                    f"{packed[0]}: unpack it first: leeml data prepare {self.homework} --source {packed[0]} (into "
-                    "data/ of the project, or into the folder named after it)"
-                ) from None
-            raise
+        # one folder around the images is looked through, whatever its name: below root it may be another edition's
+        inner = images_home(folder) or folder
+        looked_through = self.dir is None and folder == base != inner
+        if self.edition is not None and looked_through and inner.name != self.edition:
+            raise DataError(f"{base / self.edition}: no files of edition {self.edition!r} here, only {inner.name}")
+        return folder
 
     def read_files(self, stage: str) -> None:
         """Find the images, decode those the stage needs, cut the folds and find the facts."""

@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 from datamodules import course
 from datamodules.base import ClassifierData, Facts, Fold
 from datamodules.errors import DataError
+from datamodules.files import archives
 from datamodules.files.walk import Account
 from datamodules.generated import write_speakers
 from datamodules.samplers import EpochBatchSampler, ResumableLoader, length_buckets
-from datamodules.speech import Part, speaker_folder, speaker_recordings
-from datamodules.speech.audio import MELS
+from datamodules.speech import Part, audio, speaker_folder, speaker_recordings
 from datamodules.speech.crops import Crops
 from datamodules.speech.packed import Packed, Precision, pack
 
@@ -96,7 +96,11 @@ class SpeakerData(ClassifierData):
     def prepare(
         cls, folder: Path, source: Path | None = None, split: Part = "train", speaker_level: int | None = None
     ) -> list[Path]:
-        """Turn recordings, in a folder a speaker or listed in a testdata.json, into the course's layout."""
+        """Unpack an archive of course files, or turn recordings, in a folder a speaker or listed, into their layout."""
+        place = source or folder
+        packed = [place] if place.is_file() else archives.archives_in(place)
+        if packed and all(map(_holds_features, packed)):
+            return super().prepare(folder, source)
         return speaker_recordings.prepare_recordings(source or folder, folder / "prepared", split, speaker_level)
 
     def read_files(self, stage: str) -> None:
@@ -126,7 +130,7 @@ class SpeakerData(ClassifierData):
         val = self.chosen_folds()[0].val
         self.facts = {
             "classes": self.speakers,
-            "features": MELS,
+            "features": audio.MELS,
             "held_out": self.held_out(self.files[row].name for row in val),
         }
 
@@ -247,3 +251,9 @@ class SpeakerData(ClassifierData):
         return ["Id", "Category"], [
             [name, speakers[c]] for name, c in zip(self.test_names, self.decide(predictions), strict=True)
         ]
+
+
+def _holds_features(archive: Path) -> bool:
+    """Whether the first recording in an archive is the course's features of one."""
+    endings = (Path(name).suffix.lower() for name in archives.names_in(archive))
+    return next((ending for ending in endings if ending in (".pt", *audio.ENDINGS)), None) == ".pt"

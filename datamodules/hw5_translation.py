@@ -67,6 +67,7 @@ class TranslationData(HomeworkData):
     score_name: ClassVar[str] = "BLEU"
     no_kfold: ClassVar[str | None] = "it averages predictions, and text has no mean; fit --data.fold 0, 1, ... instead"
     submission_name: ClassVar[str] = "submission.txt"
+    in_one_folder: ClassVar[bool] = True
     """What the course calls for: a line of text a sentence, no table."""
 
     def __init__(

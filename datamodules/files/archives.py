@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path, PureWindowsPath
 from typing import IO, Any, NamedTuple
 
@@ -127,8 +128,8 @@ def stem(archive: Path) -> str:
     return archive.name[: len(archive.name) - len(ending)] or archive.name
 
 
-def names_in(archive: Path) -> list[str]:
-    """Names of the files in an archive, as they stand there; none where it is broken, as whoever unpacks it will say.
+def names_in(archive: Path) -> Iterator[str]:
+    """Names of the files in an archive, as they stand there; ends where it is broken, as whoever unpacks it will say.
 
     Raises:
         DataError: no regular file.
@@ -136,9 +137,9 @@ def names_in(archive: Path) -> list[str]:
     require_regular(archive)
     try:
         with (_zip if archive.name.lower().endswith(".zip") else _tar)(archive) as members:
-            return [member.name for _, member in zip(range(MOST), members, strict=False) if member.is_file]
+            yield from (member.name for member in islice(members, MOST) if member.is_file)
     except (*BROKEN, OSError):
-        return []
+        return
 
 
 def _broken(archive: Path, error: BaseException) -> DataError:

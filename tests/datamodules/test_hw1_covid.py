@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from datamodules.base import Fold, HomeworkData
 from datamodules.course import PUBLISHED
 from datamodules.errors import DataError
 from datamodules.files.places import PROJECT, default_root
+from datamodules.generated import write_covid
 from datamodules.hw1_covid import CovidData
 from datamodules.tables.features import feature_matrix
 from modules.hw1_covid import CovidNet
@@ -713,6 +715,12 @@ def test_published_files(real_data: Callable[[str], Path]) -> None:
         assert name in {"covid.train.csv", "covid.test.csv", "covid_train.csv", "covid_test.csv"}
 
 
-def test_preparation_is_not_needed(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="hw1_covid needs no preparation"):
-        CovidData.prepare(tmp_path)
+def test_the_zip_of_the_competition_is_unpacked(tmp_path: Path) -> None:
+    write_covid(tmp_path / "files")
+    home = tmp_path / "root" / "hw1_covid"
+    archive = shutil.make_archive(str(home / "ml2022spring-hw1"), "zip", tmp_path / "files")
+    for edition in (None, "2022"):
+        with pytest.raises(DataError, match=f"unpack it first: leeml data prepare hw1_covid --source {archive}"):
+            CovidData(root=str(tmp_path / "root"), edition=edition).setup("fit")
+    assert CovidData.prepare(home) == [home / "ml2022spring-hw1"]
+    CovidData(root=str(tmp_path / "root")).setup("fit")

@@ -1,6 +1,7 @@
 """SpeakerData: folds, stretches and whole utterances against the frames themselves, what is refused, the answers."""
 
 import json
+import shutil
 from collections import Counter
 from types import SimpleNamespace
 
@@ -348,3 +349,13 @@ def test_generated_files_overwrite_nothing(tmp_path, kept):
         write_speakers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [kept]
     assert (tmp_path / kept).read_text() == "mine"
+
+
+def test_the_courses_archive_is_unpacked(folder, tmp_path):
+    home = tmp_path / "root" / "hw4_speaker"
+    shutil.copytree(folder, tmp_path / "packed" / "Dataset")
+    shutil.make_archive(str(home / "Dataset"), "gztar", tmp_path / "packed")
+    with pytest.raises(DataError, match="unpack it first: leeml data prepare hw4_speaker"):
+        SpeakerData(root=str(tmp_path / "root")).setup("fit")
+    assert SpeakerData.prepare(home) == [home / "Dataset"]
+    SpeakerData(root=str(tmp_path / "root")).setup("fit")

@@ -656,3 +656,16 @@ def test_real_corpus(real_data: Callable[[str], Path]) -> None:
     assert len(scored) == 999
     assert ("Welsh AMs worried about 'looking like muppets'", "威爾斯國會議員 (AM) 擔心「看起來像布偶」") in scored
     assert np.mean(longer) > 0.95 * 4096
+
+
+def test_the_two_archives_of_the_course_belong_together(sample: Path, tmp_path: Path) -> None:
+    (tmp_path / "packed").mkdir()
+    for name, part, around in (("ted2020", "raw", "."), ("test", "test", "test")):  # as the course did it
+        (tmp_path / name / around).mkdir(parents=True)
+        for path in sample.glob(f"{part}.*"):
+            shutil.copy(path, tmp_path / name / around)
+        shutil.make_archive(str(tmp_path / "packed" / name), "gztar", tmp_path / name)
+    home = tmp_path / "root" / "hw5_translation"
+    assert TranslationData.prepare(home, tmp_path / "packed") == [home / "unpacked"]
+    for stage in ("fit", "predict"):
+        TranslationData(root=str(tmp_path / "root"), vocabulary=600).setup(stage)

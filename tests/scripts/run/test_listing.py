@@ -117,7 +117,10 @@ def test_folders_that_are_no_runs_are_refused_in_one_line(tmp_path):
 
 
 def test_a_callback_of_one_run_is_one_row():
-    stop = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/mse", "patience": 3}}
+    stop = {
+        "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+        "init_args": {"monitor": "val/mse", "patience": 3},
+    }
     guide = {"class_path": "callbacks.general_guide.GeneralGuide", "init_args": {"goal": None, "gap": 1.5}}
     later = {**stop, "init_args": {"monitor": "val/mse", "patience": 9}}
     one = {"trainer": {"callbacks": [stop, guide], "max_epochs": 2}}
