@@ -11,6 +11,9 @@ from datamodules.base import HomeworkData
 from datamodules.course import describe_baselines
 from scripts.run.folder import RunFolder
 
+TESTED_ON = "tested on"
+"""Key of scores.json beside the scores: on which rows `leeml test` found its own, in words."""
+
 
 def collect(subcommand: str, trainer: Trainer) -> dict[str, Any]:
     """Scores of this call, by name."""
@@ -43,16 +46,18 @@ def show_summary(
         output: The file that predict was told to write.
     """
     scores = collect(subcommand, trainer)
+    told = scores | (
+        {TESTED_ON: data.describe_test()} if subcommand == "test" and isinstance(data, HomeworkData) else {}
+    )
     if scores and run.config.is_file():
-        run.add_scores(scores)
-    known = run.read_scores() or scores
+        run.add_scores(told)
+    known = run.read_scores() or told
     rows: list[tuple[str, str]] = [(name, f"{value}") for name, value in known.items()]
     if subcommand != "fit" and trainer.ckpt_path:
         rows.append(("weights", describe_checkpoint(Path(trainer.ckpt_path))))
     if isinstance(data, HomeworkData):
         metric = str(getattr(trainer.lightning_module, "monitor", "")).removeprefix("val/")
         score = known.get(f"test/{metric}", known.get(f"best val/{metric}"))
-        rows += [("tested on", data.describe_test())] if subcommand == "test" else []
         rows += [("course's baselines", text) for text in describe_baselines(data.baselines(), score)]
     names = ("checkpoints/best.ckpt", "metrics.csv", "samples.csv", "figures", "submission.csv", "submission.txt")
     files = [run.path / name for name in names]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.cli.summary import TESTED_ON
 from scripts.exports.graphs import Graph
 from scripts.exports.writing import TOLERANCE
 from scripts.run.origin import read_origin
@@ -28,10 +29,18 @@ LIMITS = {
 
 
 def scores_of(run: Path) -> dict[str, float]:
-    """What scores.json of a run holds; empty where there is none."""
+    """The scores of a run; empty where there are none."""
+    return {name: value for name, value in _recorded(run).items() if isinstance(value, int | float)}
+
+
+def tested_on(run: Path) -> str:
+    """The rows that `leeml test` scored, in words; empty where it was not called."""
+    return str(_recorded(run).get(TESTED_ON, ""))
+
+
+def _recorded(run: Path) -> dict[str, Any]:
     path = run / "scores.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def spread_of(run: Path) -> dict[str, list[float]]:
@@ -47,14 +56,17 @@ def score_lines(run: Path) -> list[str]:
     found, folds = scores_of(run), spread_of(run)
     if not found:
         return ["Not recorded: the run ended before it was judged."]
+    notes = [f"`test/...`: {rows}." for rows in [tested_on(run)] if rows]
+    if not any(len(others) > 1 for others in folds.values()):
+        notes.append("How much they differ between splits of the data was not measured (`leeml kfold` does).")
+        return ["| score | this model |", "|---|---|", *(f"| {k} | {v:.4g} |" for k, v in found.items()), "", *notes]
     lines = ["| score | this model | mean and deviation over folds |", "|---|---|---|"]
     for name, value in found.items():
-        others = folds.get(name, [])
-        spread = "not measured"
+        others, spread = folds[name], "not measured"
         if len(others) > 1:
             spread = f"{statistics.mean(others):.4g} ± {statistics.stdev(others):.2g}, {len(others)} folds"
         lines.append(f"| {name} | {value:.4g} | {spread} |")
-    return lines
+    return [*lines, "", *notes] if notes else lines
 
 
 def trained_on(checkpoint: dict[str, Any]) -> list[str]:
