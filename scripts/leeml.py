@@ -35,6 +35,7 @@ SUBCOMMANDS = {
 }
 
 QUICK = ("runs", "doctor", "data")  # do their work without PyTorch, or say themselves what takes long
+CLOSED = 128 + 13  # what a shell reports of a tool that SIGPIPE ended: not all was read, and pipefail may know
 IN_PIPES = ("translate",)  # say nothing on stderr but what went wrong, unless it is a terminal
 
 NEXT = """leeml: the homeworks of Hung-yi Lee's machine learning course, in PyTorch Lightning
@@ -108,7 +109,8 @@ def file_of(args: list[str]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; returns the exit code.
 
-    0: done; 1: cannot be done; 2: not understood; 130: stopped by hand (SIGINT); 143: by a scheduler (SIGTERM).
+    0: done; 1: cannot be done; 2: not understood; 130: stopped by hand (SIGINT); 141: nobody reads on (SIGPIPE); 143:
+    stopped by a scheduler (SIGTERM).
     """
     args = sys.argv[1:] if argv is None else argv
     if not args:
@@ -128,7 +130,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"leeml {args[0]}: loading PyTorch ...", file=sys.stderr, flush=True)
     try:
         with ended_by_signal():
-            return importlib.import_module(f"scripts.{file_of(args)}").main(args)
+            code: int = importlib.import_module(f"scripts.{file_of(args)}").main(args)
+            sys.stdout.flush()
+            return code
     except (KeyboardInterrupt, SystemExit) as stop:
         by_hand = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
         if not by_hand and stop.code != TERMINATED:  # type: ignore[union-attr]
@@ -136,6 +140,9 @@ def main(argv: list[str] | None = None) -> int:
         print("leeml: stopped", file=sys.stderr)  # Lightning makes a SystemExit of Ctrl-C
         return 130 if by_hand else TERMINATED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and args[0] in (*QUICK, *IN_PIPES):  # `| head` has heard enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes to when it ends
+            return CLOSED
         text = None if os.environ.get("LEEML_DEBUG") else explain(error)
         if text is None:
             raise

@@ -22,7 +22,6 @@ from scripts.translation.reading import read
 from scripts.translation.translator import LineTranslator, Way
 from scripts.translation.writing import Sink, StandardOutput, whole_file
 
-CLOSED = 128 + 13  # what a shell reports of a tool that SIGPIPE ended: not all was read, and pipefail may know
 
 
 # flags
@@ -134,9 +133,5 @@ def main(args: list[str]) -> int:
     total = sum(1 for _ in read(own.files)) if countable else None  # and all is known to be UTF-8
     translator = opened(own, models)
     restore = (lambda text: text) if own.cleaned else RESTORE[translator.target]
-    try:
-        write_all(read(own.files), total, own.shard, translator, sink, lambda line, text: restore(text))
-    except BrokenPipeError:  # `| head` has heard enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes to when it ends
-        return CLOSED
+    write_all(read(own.files), total, own.shard, translator, sink, lambda line, text: restore(text))
     return 0
