@@ -299,7 +299,7 @@ class FoodData(ClassifierData):
         figure = Figure(figsize=(2 * len(seen), 2.4), layout="constrained")
         for number, (axes, image) in enumerate(zip(figure.subplots(1, len(seen)), seen, strict=True)):
             axes.imshow(image.permute(1, 2, 0))
-            axes.set_title(f"augmented {number}" if number else "as it is")
+            axes.set_title(f"augmented {number}" if number else "as it is", fontsize=9)
             axes.axis("off")
         return {"augmentations": figure}
 

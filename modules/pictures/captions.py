@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from modules.pictures.style import chinese_fonts, families
 
-SIZE = 8  # points
+TITLE, SIZE = 11, 8  # points
 LETTER = 0.062  # inches that a Latin letter of this size takes; a Chinese one takes twice as many
 NO_FONT = (
     "no font with Chinese letters: figures have English captions only (Debian and Ubuntu: apt install fonts-noto-cjk)"
@@ -75,7 +75,8 @@ CAPTIONS = {
         "每個濾波器各自拉伸到完整色階；看來像雜訊表示尚未學到東西。",
     ),
     "worst_mistakes": Caption(
-        "Worst mistakes", "Wrong answers that the network was surest of.", "模型最有把握卻答錯的圖片。"
+        "Worst mistakes", "Wrong answers that the network was surest of; in brackets how sure.",
+        "模型最有把握卻答錯的圖片；括號內為它給這個答案的機率。"
     ),
     "features": Caption(
         "Features of held-out images in a plane (t-SNE)",
@@ -144,21 +145,23 @@ def explain(name: str, figure: Figure, weights: str = "") -> None:
 
     Args:
         name: Of the figure; test_ in front does not count.
-        figure: To be written on; its layout makes room.
+        figure: To be written on; it grows by what they take, so that its panels keep their size.
         weights: Whose weights drew it.
     """
     caption = CAPTIONS.get(name.removeprefix("test_"))
     if caption is None:
         return
     width = figure.get_figwidth()
-    title = f"{caption.title} ({weights})" if weights else caption.title
+    title = _lines(f"{caption.title} [{weights}]" if weights else caption.title, width, 1.45 * LETTER)
     fonts = families()
-    figure.suptitle(_lines(title, width, 1.45 * LETTER), fontsize=11, fontfamily=fonts)
     text = _lines(caption.english, width, LETTER)
     if chinese_fonts():
         text += "\n" + _lines(caption.chinese, width, 2 * LETTER)
     else:
         _say_once()
+    inches = 1.4 * (TITLE * (title.count("\n") + 1) + SIZE * (text.count("\n") + 1)) / 72
+    figure.set_figheight(figure.get_figheight() + inches + 0.1)
+    figure.suptitle(title, fontsize=TITLE, fontfamily=fonts)
     figure.supxlabel(text, fontsize=SIZE, color="0.3", fontfamily=fonts)
 
 

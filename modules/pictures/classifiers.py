@@ -37,7 +37,7 @@ def confusion_matrix(matrix: Tensor, classes: Sequence[str]) -> Figure:
     counts = matrix.cpu().double()
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     size = min(max(3.0, len(classes) * (0.5 if len(classes) <= MOST_NUMBERED else 0.17)), 14.0)
-    figure = Figure(figsize=(size + 2, size + 1), layout="constrained")
+    figure = Figure(figsize=(size + 2, size + 1), layout="compressed")
     axes = figure.subplots()
     # the root of the share: confusions of a few per cent must be seen
     image = axes.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))

@@ -85,6 +85,8 @@ def test_a_caption_says_it_in_both_languages_where_a_font_can(monkeypatch):
         monkeypatch.setattr(captions, "chinese_fonts", lambda fonts=fonts: fonts)
         figure = Figure(figsize=(7, 4))
         captions.explain("test_confusion", figure, "best.ckpt, step 3")
-        assert figure.get_suptitle() == "Confusion matrix (best.ckpt, step 3)"
+        assert figure.get_suptitle() == "Confusion matrix [best.ckpt, step 3]"
+        assert figure.get_figwidth() == 7
+        assert 4.3 < figure.get_figheight() < 5
         assert ("對角線" in figure.get_supxlabel()) == bool(fonts)
         assert "Dark off the diagonal" in figure.get_supxlabel()
