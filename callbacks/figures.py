@@ -96,7 +96,8 @@ class Figures(Callback):
         if not _wanted(trainer) or not isinstance(pl_module, Draws):
             return
         if trainer.is_global_zero:
-            self._save(trainer, {f"test_{name}": figure for name, figure in pl_module.draw().items()})
+            figures = {f"test_{name}": figure for name, figure in pl_module.draw().items()}
+            self._save(trainer, figures, f"test of {Path(trainer.ckpt_path).name}" if trainer.ckpt_path else "test")
         else:
             _take_part(pl_module)
 

@@ -21,6 +21,8 @@ class TimeSpent(Callback):
     def __init__(self) -> None:
         self.spent = dict.fromkeys(("loader", "step", "validation", "decoding", "checkpoints", "other"), 0.0)
         """Seconds."""
+        self._begun = dict(self.spent)
+        """What was spent in the first steps."""
         self._last, self._steps, self._warned = 0.0, 0, False
         self._within = {"decoding": 0.0, "checkpoints": 0.0}
         """What their own clocks said at the last call."""
@@ -42,6 +44,7 @@ class TimeSpent(Callback):
         self._last, self._steps, self._warned = time.perf_counter(), 0, False
         self._count("other", trainer, pl_module)  # what was decoded and saved before is no part of it
         self.spent = dict.fromkeys(self.spent, 0.0)
+        self._begun = dict(self.spent)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What came before is no waiting for the loader."""
@@ -58,9 +61,9 @@ class TimeSpent(Callback):
         self._count("step", trainer, pl_module)
         self._steps += 1
         if self._steps == SEEN:  # the first ones start workers and compile
-            self.spent["other"] += self.spent["loader"] + self.spent["step"]
-            self.spent["loader"] = self.spent["step"] = 0.0
-        share = self.spent["loader"] / max(1e-9, self.spent["loader"] + self.spent["step"])
+            self._begun = dict(self.spent)
+        waited, worked = (self.spent[part] - self._begun[part] for part in ("loader", "step"))
+        share = waited / max(1e-9, waited + worked)
         on_gpu = pl_module.device.type != "cpu"
         if on_gpu and not self._warned and self._steps == 3 * SEEN and share > SHARE:
             self._warned = True

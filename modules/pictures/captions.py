@@ -115,8 +115,8 @@ CAPTIONS = {
     ),
     "position_similarity": Caption(
         "How alike the vectors of positions are",
-        "A bright band along the diagonal: neighbours are alike, so that distance can be told.",
-        "沿對角線的亮帶表示相鄰位置相似，因此能分辨距離。",
+        "A red band along the diagonal: neighbours are alike, so that distance can be told.",
+        "沿對角線的紅色帶表示相鄰位置相似，因此能分辨距離。",
     ),
     "iterations": Caption(
         "Mask-predict, iteration by iteration",

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,7 +41,8 @@ def cross_attention_maps(layers: dict[str, Tensor], source: Sequence[str], targe
         for axes in line[len(maps) :]:
             axes.set_axis_off()
         for head, (axes, weights) in enumerate(zip(line, maps, strict=False), 1):
-            image = axes.imshow(weights.numpy(), cmap="viridis", vmin=0, vmax=1)
+            # by the root: a head that looks everywhere a little would be black beside one that looks at one place
+            image = axes.imshow(weights.numpy(), cmap="viridis", norm=PowerNorm(0.5, vmin=0, vmax=1))
             axes.set_title(name if len(maps) == 1 else f"{name}, head {head}", fontsize=8)
         line[0].set_ylabel("output (tokens)", fontsize=8)
         colour_bar(line[len(maps) - 1], image, "weight")
@@ -69,10 +71,11 @@ def bleu_by_length(sources: Sequence[str], said: Sequence[str], references: Sequ
             judge.corpus_score([said[i] for i in chosen], [[references[i] for i in chosen]]).score if chosen else 0.0
         )
         axes.bar(place, height, color="tab:blue")
-        axes.text(place, height, f"{height:.1f}\n{len(chosen)} sentences" if chosen else "none", ha="center")
+        label = f"{height:.1f}\n{len(chosen)} sentences" if chosen else "none"
+        axes.text(place, height, label, ha="center", va="bottom", fontsize=9)
     axes.set_xticks(range(len(names)), names)
     axes.set(xlabel="length of the source (words)", ylabel="BLEU (0 to 100)")
-    axes.margins(y=0.15)
+    axes.set_ylim(0, 1.15 * max(1.0, axes.dataLim.y1))
     return figure
 
 

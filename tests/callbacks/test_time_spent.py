@@ -91,6 +91,7 @@ def test_a_gpu_that_waits_for_its_batches_is_said_once(clock: None) -> None:
     with pytest.warns(UserWarning, match="60% of the time the cuda waits for batches; raise data.workers") as seen:
         steps(spent, trainer, module)
     assert len(seen) == 1
+    assert (spent.spent["loader"], spent.spent["step"], spent.spent["other"]) == (400 * 3, 400 * 2, 0)
 
 
 def steps(spent: TimeSpent, trainer: Any, module: Module) -> None:
