@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from torch.nn import Module
+from torch.nn import Module, ModuleList
 from torchmetrics import Metric, MetricCollection
 from tqdm import tqdm
 
@@ -18,11 +18,16 @@ WIDTH = 80
 FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
 
 
+def networks(module: LightningModule) -> list[tuple[str, int]]:
+    """Class and parameters of each of the module's networks; of a list of equal ones, the class of one."""
+    parts = [part for _, part in module.named_children() if not isinstance(part, Metric | MetricCollection)]
+    kinds = [part[0] if isinstance(part, ModuleList) and len(part) else part for part in parts]
+    return [(type(kind).__name__, _size(part)) for kind, part in zip(kinds, parts, strict=True) if _size(part)]
+
+
 def describe_net(module: LightningModule) -> str:
     """The module's networks with their parameters, in one line."""
-    parts = [(name, part) for name, part in module.named_children() if not isinstance(part, Metric | MetricCollection)]
-    sizes = [(type(part).__name__, _size(part)) for _, part in parts]
-    nets = ", ".join(f"{name} of {size:,} parameters" for name, size in sizes if size)
+    nets = ", ".join(f"{name} of {size:,} parameters" for name, size in networks(module))
     return f"{type(module).__name__}: {nets or f'{_size(module):,} parameters'}"
 
 

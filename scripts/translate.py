@@ -22,8 +22,6 @@ from scripts.translation.reading import read
 from scripts.translation.translator import LineTranslator, Way
 from scripts.translation.writing import Sink, StandardOutput, whole_file
 
-
-
 # flags
 
 

@@ -270,8 +270,8 @@ def report(study: "Study", sweep: "Sweep", run: RunFolder, flags: list[str]) -> 
         folder = trial_folder(run, best.number)
         print(f"  best   trial {best.number}: leeml test --run_dir {folder}")
         print(f"  again  leeml fit {' '.join(repr(w) if ' ' in w else w for w in line)}")
-        print("  The best of many trials looks better than it is: judge it on rows that chose nothing, such as those of a")
-        print("  labelled test set (leeml test) or of another fold (the line above with --data.fold 1).")
+        print("  The best of many trials looks better than it is: judge it on rows that chose nothing, such as a")
+        print("  labelled test set (leeml test) or another fold (the line above with --data.fold 1).")
 
 
 def begin(run: RunFolder, sweep: str, flags: list[str], seed: int) -> None:

@@ -79,12 +79,12 @@ CAPTIONS = {
         "模型最有把握卻答錯的圖片；括號內為它給這個答案的機率。"
     ),
     "features": Caption(
-        "Features of held-out images in a plane (t-SNE)",
+        "Features of held-out images (t-SNE)",
         "A point is an image, a colour a class. Only who is near whom means something; axes have no unit.",
         "每點是一張圖片，顏色代表類別。只有遠近有意義，座標軸沒有單位。",
     ),
     "embeddings": Caption(
-        "Embeddings of held-out utterances in a plane (t-SNE)",
+        "Embeddings of held-out utterances (t-SNE)",
         "A point is an utterance, a colour a speaker. Only who is near whom means something; axes have no unit.",
         "每點是一段語音，顏色代表語者。只有遠近有意義，座標軸沒有單位。",
     ),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from callbacks.progress import networks
 from scripts.cli.summary import TESTED_ON
 from scripts.exports.graphs import Graph
 from scripts.exports.writing import TOLERANCE
@@ -118,12 +119,14 @@ def card(
     what, given = TASKS[module.homework]
     origin = read_origin(run)
     count = sum(parameter.numel() for parameter in module.parameters())
+    nets = ", ".join(f"`{name}`" for name, _ in networks(module))
+    classes = module.facts.get("classes") or []
     languages = f" ({module.facts['source']} to {module.facts['target']})" if "source" in module.facts else ""
     versions = ", ".join(f"{name} {number}" for name, number in (origin.get("versions") or {}).items())
     lines = [
         f"# {module.homework}: {what}{languages}", "",
-        f"A `{type(module).__name__}` with {count:,} parameters, trained with leeml, the homeworks of Hung-yi Lee's "
-        "machine learning course in PyTorch Lightning.", "",
+        f"A `{type(module).__name__}` with {count:,} parameters ({nets}), trained with leeml, the homeworks of Hung-yi "
+        "Lee's machine learning course in PyTorch Lightning.", "",
         "## Use", "",
         "```bash", f"pip install {' '.join(needs)}", f"python example.py {given}", "```", "",
         "`facts.json` holds names and how inputs are made; `example.py` shows both. It needs no leeml.", "",
@@ -131,6 +134,7 @@ def card(
         f"Held against the network it was made from, on random inputs of two sizes: the largest difference is "
         f"{largest:.1e}, the tolerance {TOLERANCE:g} (absolute and relative).", "",
         "## Trained on", "", *trained_on(checkpoint),
+        *([f"- {len(classes)} classes: {', '.join(classes[:12])}{', ...' * (len(classes) > 12)}"] if classes else []),
         f"- begun {origin.get('began') or 'not recorded'}, commit {origin.get('git') or 'not recorded'}"
         + (f", {versions}" if versions else ""), "",
         "## Scores", "", *score_lines(run), "",
