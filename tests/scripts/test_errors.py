@@ -310,7 +310,7 @@ def test_no_experiment(tmp_path, verb):
         (["data", "sample", "hw1_covd"], "did you mean hw1_covid?"),
         (["data", "fetch", "hw77"], "hw1_covid"),
         (["data", "fetch", "hw1_covid", "--edition", "1999"], "2021, 2022, 2023"),
-        (["data", "prepare", "hw1_covid"], "no preparation"),
+        (["data", "prepare", "hw1_covid"], "no such file or folder"),
         (["kfold", "--folds", "x"], "--folds"),
         (["kfold", "--config", "configs/hw5_translation/tiny.yaml"], "text has no mean"),
     ],
