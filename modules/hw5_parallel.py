@@ -91,6 +91,8 @@ class ParallelTranslator(Translator, ABC):
         read, said = torch.tensor(batch["lengths"])
         return read, said - 1
 
+    _training_losses = Translator._sum_of_losses  # their losses are not all of words
+
     @abstractmethod
     def _losses(self, batch: dict[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:
         """Losses (n,), and whether the likeliest words are right."""

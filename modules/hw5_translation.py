@@ -23,7 +23,7 @@ from modules.nets.transformer import DecoderLayer
 from modules.objectives import SequenceObjective
 from modules.pictures.translators import bleu_by_length, cross_attention_maps, position_similarity
 from modules.translation.detokenize import RESTORE, one_line
-from modules.translation.losses import smoothed_cross_entropy
+from modules.translation.losses import linear_cross_entropy, smoothed_cross_entropy
 from modules.translation.rewards import Score, SentenceReward
 from modules.translation.scheduled_sampling import OwnWords, by_steps, in_passes
 from modules.translation.scores import CorpusScore
@@ -153,21 +153,39 @@ class Translator(HomeworkModule):
             return by_steps(self.net, before, memory, self.teacher_forcing, self.own_words)
         return in_passes(self.net, before, memory, self.teacher_forcing, self.own_words, self.passes)
 
+    def _asked(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """States (n, D) that the valid target tokens are to be said from, and these tokens (n,)."""
+        target, places = batch["target"], batch["places"]
+        states = self._states(batch["source"], target).flatten(0, 1).index_select(0, places)
+        return states, target.flatten().index_select(0, places)
+
     def _losses(self, batch: dict[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:
         """Loss (n,) of every valid target token, and whether the likeliest word was right (n,)."""
-        target, places = batch["target"], batch["places"]
-        gold = target.flatten().index_select(0, places)
-        logits = self.net.logits(self._states(batch["source"], target).flatten(0, 1).index_select(0, places))
+        states, gold = self._asked(batch)
+        logits = self.net.logits(states)
         return smoothed_cross_entropy(logits, gold, smoothing), logits.argmax(1) == gold
+
+    def _sum_of_losses(self, batch: dict[str, Any]) -> tuple[Tensor, int, Tensor]:
+        """Sum and number of the losses of training, and whether the likeliest words were right."""
+        losses, right = self._losses(batch, self.label_smoothing)
+        return losses.sum(), len(losses), right
+
+    def _training_losses(self, batch: dict[str, Any]) -> tuple[Tensor, int, Tensor]:
+        """As `_sum_of_losses`, with the product before the loss where the network has such a one."""
+        weight = self.net.output_weight
+        if weight is None:
+            return self._sum_of_losses(batch)
+        states, gold = self._asked(batch)
+        total, right = linear_cross_entropy(states, weight, gold, self.label_smoothing)
+        return total, len(gold), right
 
     @weights_cast_once
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Mean over the valid tokens of all ranks."""
-        losses, right = self._losses(batch, self.label_smoothing)
-        total = losses.sum()
+        total, count, right = self._training_losses(batch)
         if self.objective is not None:
             total = self.objective.mixed(self._sequence_loss(self.objective, batch), total)
-        return self.track(self.global_mean(total, len(losses)), right)
+        return self.track(self.global_mean(total, count), right)
 
     def _sequence_loss(self, objective: SequenceObjective, batch: dict[str, Any]) -> Tensor:
         """Sum over the sentences of the loss of whole outputs; rewarded is the text that validation would judge."""

@@ -124,6 +124,11 @@ class RecurrentSeq2Seq(Seq2Seq):
         states, state.hidden = self._run(embedded, state.memory, state.hidden)
         return states
 
+    @property
+    def output_weight(self) -> Tensor:
+        """The target's word vectors, (V, E)."""
+        return self.target_table.weight
+
     def logits(self, states: Tensor) -> Tensor:
-        """(..., E) -> (..., V), by the target's word vectors."""
-        return nn.functional.linear(states, self.target_table.weight)
+        """(..., E) -> (..., V)."""
+        return nn.functional.linear(states, self.output_weight)

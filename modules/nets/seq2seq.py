@@ -36,6 +36,11 @@ class Seq2Seq(nn.Module, ABC):
     max_length: int | None = None
     """Longest sequence that positions are there for; None: any."""
 
+    @property
+    def output_weight(self) -> Tensor | None:
+        """(V, D), where logits are the product of states and nothing else than its rows; None: they are more."""
+        return None
+
     @abstractmethod
     def encode(self, source: Tensor, mask: Tensor | None = None) -> Memory:
         """Source tokens (B, S) and which of them are valid (B, S)."""
@@ -145,6 +150,11 @@ class TransformerSeq2Seq(Seq2Seq):
         """(N, t, D) -> (N, t, D)."""
         return self.decoder.step(self.dropout(self.positions(embedded, state.length)), state)
 
+    @property
+    def output_weight(self) -> Tensor:
+        """(V, D)."""
+        return self.output_table.weight
+
     def logits(self, states: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
-        return F.linear(states, self.output_table.weight)
+        return F.linear(states, self.output_weight)

@@ -1,7 +1,9 @@
 """What a run takes of the devices at hand, and the one folder of several processes."""
 
 import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,6 +67,23 @@ def test_a_cpu_takes_bf16_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, fa
     trainer = settings(accelerator="cpu")
     settle_device(trainer)
     assert trainer.precision == ("bf16-mixed" if faster else "32-true")
+
+
+@pytest.mark.parametrize(("plain", "faster"), [(0.5, False), (1.0, False), (1.2, False), (1.4, True)])
+def test_bf16_is_taken_where_the_trial_gains_enough(
+    monkeypatch: pytest.MonkeyPatch, plain: float, faster: bool
+) -> None:
+    """By a clock on which a step takes 1 in bf16 and `plain` otherwise, and a moment of both is slow."""
+    now = [0.0]
+
+    @contextmanager
+    def autocast(kind: str, dtype: torch.dtype, enabled: bool) -> Iterator[None]:
+        now[0] += (1.0 if enabled else plain) + 50 * (now[0] < 1)
+        yield
+
+    monkeypatch.setattr(device, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(torch, "autocast", autocast)
+    assert device._faster_in_bf16(60) == faster
 
 
 def test_measuring_bf16_draws_no_random_numbers() -> None:
