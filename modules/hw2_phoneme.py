@@ -16,7 +16,6 @@ from torchmetrics.text import WordErrorRate
 from modules.cast_weights import weights_cast_once
 from modules.classifier import Classifier, Judged, check_shares, mean_log_probabilities
 from modules.crf import chain_loss
-from modules.losses import shared_along_time
 from modules.nets.attention import padding_mask
 from modules.nets.vocal_tract import VocalTract
 from modules.nets.window_mlp import WindowMLP
@@ -43,8 +42,6 @@ class PhonemeClassifier(Classifier):
             scores; with more than 0 the likeliest path (Viterbi) is the answer, not each frame's best class.
         crf: Train these weights together with the network, from there on: the loss is that of whole label sequences
             (modules/crf.py). It needs data.window null, and has no use for the other losses.
-        time_smoothing: Frames on each side whose labels share a frame's target, as borders are not exact
-            (modules/losses.py). It needs data.window null.
         focal: gamma of the focal loss (see modules/losses.py); 0: cross-entropy.
     """
 
@@ -60,24 +57,18 @@ class PhonemeClassifier(Classifier):
         augment: list[nn.Module] | None = None,
         smoothing: float = 0.0,
         crf: bool = False,
-        time_smoothing: int = 0,
         focal: float = 0.0,
     ) -> None:
         super().__init__(optimizer, members, label_smoothing, focal)
         check_shares(dropout=dropout)
-        for name, value in {"smoothing": smoothing, "time_smoothing": time_smoothing}.items():
-            if value < 0:
-                raise MisconfigurationException(f"model.{name} is {value}: expected 0 or more")
-        for name, value in {
-            "label_smoothing": label_smoothing,
-            "time_smoothing": time_smoothing,
-            "focal": focal,
-        }.items():
+        if smoothing < 0:
+            raise MisconfigurationException(f"model.smoothing is {smoothing}: expected 0 or more")
+        for name, value in {"label_smoothing": label_smoothing, "focal": focal}.items():
             if crf and value:
                 raise MisconfigurationException(f"model.{name} is {value}, but the loss of model.crf has no use for it")
         self.save_hyperparameters(ignore=["optimizer", "net", "augment"])
         self.new_net: Callable[..., nn.Module] = net or WindowMLP
-        self.dropout, self.smoothing, self.crf, self.time_smoothing = dropout, smoothing, crf, time_smoothing
+        self.dropout, self.smoothing, self.crf = dropout, smoothing, crf
         self.augment = nn.ModuleList(augment or [])
         self._shown: tuple[Tensor, Tensor, Tensor] | None = None
         self.transitions: Tensor
@@ -95,7 +86,7 @@ class PhonemeClassifier(Classifier):
         stride = getattr(nets[0], "stride", 1)
         if stride != 1:
             raise MisconfigurationException(f"model.net.stride is {stride}: expected 1, as every frame needs an answer")
-        for name in ("augment", "crf", "time_smoothing"):
+        for name in ("augment", "crf"):
             if getattr(self, name) and not whole:
                 raise MisconfigurationException(f"model.{name} is for whole utterances; it needs data.window null")
         self.nets = nn.ModuleList(nets)
@@ -141,9 +132,6 @@ class PhonemeClassifier(Classifier):
             losses = chain_loss(
                 spoken.pad(scores), self.chain, spoken.pad(y.unsqueeze(1)).squeeze(2), spoken.mask
             ).sum()
-        elif self.time_smoothing:
-            shares = shared_along_time(y, batch["lengths"], scores.shape[2], self.time_smoothing)
-            losses = self.row_losses(scores.flatten(0, 1), shares.repeat(len(scores), 1))
         return self.members_loss(scores, y, losses)
 
     # judging

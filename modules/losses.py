@@ -27,26 +27,3 @@ def focal_loss(scores: Tensor, target: Tensor, gamma: float, label_smoothing: fl
     # 1 - p by expm1, with a floor: near p = 1 a power below 1 has an infinite gradient
     rest = (-torch.expm1(logs)).clamp(min=torch.finfo(logs.dtype).eps)
     return -(shares * rest**gamma * logs).sum()
-
-
-def shared_along_time(labels: Tensor, lengths: list[int], classes: int, reach: int) -> Tensor:
-    """Targets that a frame shares with its neighbours: near a border of two phones some of each, (F,) -> (F, C).
-
-    Neighbour k frames away has the weight (reach + 1 - |k|) / (reach + 1)^2; beyond an end its last frame goes on.
-    Where a border lies is a matter of opinion by a frame or two.
-
-    Args:
-        labels: Of all frames, one utterance after the other.
-        lengths: Frames of each utterance.
-        classes: C.
-        reach: Frames on each side.
-    """
-    sizes = torch.tensor(lengths)
-    last = sizes.cumsum(0).repeat_interleave(sizes) - 1
-    first = last + 1 - sizes.repeat_interleave(sizes)
-    away = torch.arange(-reach, reach + 1)
-    near = (torch.arange(len(last)).unsqueeze(1) + away).clamp(first.unsqueeze(1), last.unsqueeze(1))
-    weights = (reach + 1 - away.abs()) / (reach + 1) ** 2
-    near = near.to(labels.device, non_blocking=True)
-    shares = torch.zeros(len(labels), classes, device=labels.device)
-    return shares.scatter_add_(1, labels[near], weights.to(labels.device, non_blocking=True).expand(len(near), -1))

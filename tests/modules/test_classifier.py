@@ -89,10 +89,9 @@ WRONG = [
     ),
     *((kind, {"focal": -1.0}, "model.focal is -1") for kind in (PhonemeClassifier, FoodClassifier, SpeakerClassifier)),
     (PhonemeClassifier, {"smoothing": -1.0}, "model.smoothing is -1"),
-    (PhonemeClassifier, {"time_smoothing": -1}, "model.time_smoothing is -1"),
     *(
         (PhonemeClassifier, {"crf": True, name: value}, f"model.{name} is {value}")
-        for name, value in {"label_smoothing": 0.1, "time_smoothing": 1, "focal": 2.0}.items()
+        for name, value in {"label_smoothing": 0.1, "focal": 2.0}.items()
     ),
     (FoodClassifier, {"mixup": -1.0}, "model.mixup"),
     (FoodClassifier, {"pseudo_threshold": 1.5}, "model.pseudo_threshold"),

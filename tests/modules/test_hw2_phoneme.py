@@ -160,18 +160,6 @@ def test_the_chain_is_trained_on_label_sequences():
     torch.testing.assert_close(module.followers(), 0.5 * classifier().transitions)
 
 
-def test_frames_near_a_border_share_their_targets():
-    module, parts = classifier(time_smoothing=2, members=2, label_smoothing=0.1), utterances()
-    kernel, expected = np.array([1, 2, 3, 2, 1]) / 9, 0.0
-    for net, head in zip(module.nets, module.heads, strict=True):
-        for frames, labels in parts:
-            hot = np.pad(np.eye(CLASSES)[labels], ((2, 2), (0, 0)), "edge")
-            shares = np.stack([np.convolve(column, kernel, "valid") for column in hot.T], 1)
-            target = torch.tensor(0.9 * shares + 0.1 / CLASSES).float()
-            expected += F.cross_entropy(head(net(frames.unsqueeze(0)))[0], target, reduction="sum")
-    torch.testing.assert_close(module.training_step(padded(parts, 2, 7.0), 0), expected / sum(LENGTHS))
-
-
 def test_windows_train_on_plain_cross_entropy():
     module, data = classifier(functools.partial(WindowMLP, hidden=(7,)), 3), flat(utterances())
     scores = module.heads[0](module.nets[0](data["x"]))
@@ -363,7 +351,6 @@ def test_smoothing_answers_the_best_path(lengths, seed, window, crf):
         ),
         (WindowMLP, 3, {"augment": [SpecAugment()]}, "model.augment .* needs data.window null"),
         (WindowMLP, 3, {"crf": True}, "model.crf .* needs data.window null"),
-        (WindowMLP, 3, {"time_smoothing": 1}, "model.time_smoothing .* needs data.window null"),
     ],
 )
 def test_network_and_window_must_agree(net, window, options, says):

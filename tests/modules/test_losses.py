@@ -1,4 +1,4 @@
-"""Focal loss and targets shared along time, against their definitions row by row."""
+"""Focal loss against its definition row by row."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from modules.losses import focal_loss, shared_along_time
+from modules.losses import focal_loss
 
 
 @given(gamma=st.sampled_from([0.0, 0.5, 2.0]), smoothing=st.sampled_from([0.0, 0.1]), seed=st.integers(0, 2**20))
@@ -27,16 +27,3 @@ def test_a_sure_answer_gives_no_gradient_that_is_not_finite():
     focal_loss(scores, torch.tensor([0, 0]), 0.5).backward()
     assert scores.grad.isfinite().all()
     assert scores.grad[1].abs().max() > 0.9
-
-
-@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), reach=st.integers(1, 3), seed=st.integers(0, 2**20))
-def test_frames_share_with_neighbours_of_their_own_utterance(lengths, reach, seed):
-    torch.manual_seed(seed)
-    labels = torch.randint(3, (sum(lengths),))
-    found = shared_along_time(labels, lengths, 3, reach)
-    torch.testing.assert_close(found.sum(1), torch.ones(len(labels)))
-    kernel = np.convolve(np.ones(reach + 1), np.ones(reach + 1)) / (reach + 1) ** 2  # a triangle
-    for y, shares in zip(labels.split(lengths), found.split(lengths), strict=True):
-        hot = np.pad(np.eye(3)[y.numpy()], ((reach, reach), (0, 0)), "edge")
-        expected = np.stack([np.convolve(column, kernel, "valid") for column in hot.T], 1)
-        np.testing.assert_allclose(shares, expected, atol=1e-6)
