@@ -80,7 +80,8 @@ def _options(class_path: str) -> list[str]:
     """Names of all parameters of a class and of those it inherits from."""
     module, _, name = class_path.rpartition(".")
     found = getattr(importlib.import_module(module), name)
-    return sorted({p for c in found.__mro__ if c is not object for p in inspect.signature(c.__init__).parameters})
+    every = {p for c in found.__mro__ if c is not object for p in inspect.signature(c.__init__).parameters}
+    return sorted(every - {"self", "args", "kwargs"})
 
 
 def reword(message: str, keys: Sequence[str], classes: Iterable[str]) -> UsageError:
@@ -94,7 +95,8 @@ def reword(message: str, keys: Sequence[str], classes: Iterable[str]) -> UsageEr
     key = ".".join(re.findall(r'Parser key "([\w.]+)"', message))
     if found := re.search(r"Option '([\w.]+)' is not accepted", message):
         option = found[1].split(".")[0]
-        owner = re.findall(r"class_path[ =]'([\w.]+)'", message)[-1]
+        told = message.partition("Given value")[0]  # the value may hold other classes
+        owner = (re.findall(r"class_path[ =]'([\w.]+)'", told) or re.findall(r"class_path[ =]'([\w.]+)'", message))[-1]
         hint = near(option, _options(owner)) or f"; it has {', '.join(_options(owner))}"
         key, owner = f"{key}.{option}", owner.rpartition(".")[2]
         return UsageError(f"{key}: {owner} has no option {option!r}{hint}", key, option)

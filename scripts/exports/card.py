@@ -23,7 +23,7 @@ TASKS = {
 LIMITS = {
     "hw1_covid": "Columns are found by their names; another survey than the course's has no meaning here.",
     "hw2_phoneme": "Speech of 16 kHz, one channel. With model.smoothing the example takes the likeliest path. "
-    "leeml keeps features as float16 (data.precision): frames where two phones are all but equal may differ from its predictions.",
+    "Features are kept as float16 by leeml (data.precision): where two phones are all but equal, they may differ.",
     "hw3_food": "Images are squashed to a square. Test-time augmentation, which scores may have, is left out.",
     "hw4_speaker": "It knows the speakers it was trained on and no others; recordings of 16 kHz, one channel.",
     "hw5_translation": "The example takes the likeliest word at every step; leeml's scores may come from a beam.",

@@ -572,3 +572,11 @@ def test_debug_shows_the_traceback_of_a_mistake_too(monkeypatch, tmp_path):
     monkeypatch.setenv("LEEML_DEBUG", "1")
     with pytest.raises(Exception, match=r"no config\.yaml"):
         main(["predict", "--run_dir", str(tmp_path)])
+
+
+def test_an_option_is_missed_in_its_own_class_not_in_one_beside_it(tmp_path):
+    path = tmp_path / "own.yaml"
+    flip = "{class_path: torchvision.transforms.v2.RandomHorizontalFlip}"
+    path.write_text(f"data: {{class_path: FoodData, init_args: {{grow: 1, augment: [{flip}]}}}}")
+    line = ("fit", "--config", "configs/hw3_food/strong_cpu.yaml", "--config", path, "--print_config")
+    assert_fails(tmp_path, *line, says=["data.grow: FoodData has no option 'grow'"])
