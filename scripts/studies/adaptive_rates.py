@@ -350,8 +350,10 @@ STUDY = Study(
     ),
     doubt=Said(
         "A valley without noise, in two dimensions. Rates for each parameter help where the valley lies along the "
-        "axes; the turned valley shows what is lost where it does not.",
-        "這是沒有雜訊的二維山谷。山谷沿著座標軸時，各參數有自己的學習率才有用；轉了 45 度的山谷就看得出差別。",
+        "axes; the turned valley shows what is lost where it does not. How long the valley is matters, too: in the "
+        "longer one of --full plain descent is so slow that RMSProp, with a small constant rate, arrives before it.",
+        "這是沒有雜訊的二維山谷。山谷沿著座標軸時，各參數有自己的學習率才有用；轉了 45 度的山谷就看得出差別。"
+        "山谷多長也有影響：--full 的山谷更長，一般的梯度下降太慢，學習率固定而小的 RMSProp 反而先到。",
     ),
     again=(
         "leeml fit --config configs/hw1_covid/medium.yaml --model.optimizer Adagrad --model.optimizer.lr 0.05",

@@ -339,5 +339,5 @@ STUDY = Study(
     table=table,
     data="hw1_covid",
     quick_looks=(4, 8, 32),
-    full_looks=(4, 8),
+    full_looks=(4, 8, 32),
 )
