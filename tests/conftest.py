@@ -1,5 +1,6 @@
 """What all tests share: the real data where it lies, one thread each, and Hypothesis without deadlines."""
 
+import logging
 import os
 import signal
 import sys
@@ -38,6 +39,16 @@ def one_thread() -> Iterator[None]:
     yield
     if "torch" in sys.modules and sys.modules["torch"].get_num_threads() != 1:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def lightning_talks() -> Iterator[None]:
+    """A test that quiets Lightning (as `leeml bench` does) does not quiet it for the next ones."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    yield
+    if level:  # set when Lightning is imported, which may be in the test
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True, scope="session")

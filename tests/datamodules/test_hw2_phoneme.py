@@ -583,7 +583,7 @@ def test_zips_of_course_files_are_unpacked(tmp_path, eleven):
     root = tmp_path / "root"
     (root / "hw2_phoneme").mkdir(parents=True)
     zipped(tmp_path / "made", root / "hw2_phoneme" / "ml2022spring-hw2.zip")
-    with pytest.raises(DataError, match="no hw2_phoneme files found"):
+    with pytest.raises(DataError, match="unpack it first: leeml data prepare hw2_phoneme"):
         PhonemeData(root=str(root)).setup("fit")
     assert PhonemeData.prepare(root / "hw2_phoneme") == [root / "hw2_phoneme" / "ml2022spring-hw2"]
     data = PhonemeData(root=str(root))

@@ -52,6 +52,8 @@ def test_a_study_without_a_verdict_says_so(monkeypatch):
 
 def test_links_of_made_pages_lead_somewhere(made):
     for path, text in made.items():
+        if not path.endswith(".md"):
+            continue  # the page of the studies is HTML, and shows code
         prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
         for link in re.findall(r"\]\(([^)\s]+)\)", prose):
             if "://" not in link:

@@ -1,24 +1,12 @@
 """Every set is written, opened twice and batched, at a small share of its size; nothing is left."""
 
-import logging
-
 import pytest
 from conftest import answer
 
 from scripts.benches import scale
 
 
-@pytest.fixture
-def quiet():
-    """`use` is made for a process of its own and lets only errors be logged; the next tests want to hear more."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    yield
-    logger.setLevel(level)
-
-
 @pytest.mark.parametrize("homework", scale.SETS)
-@pytest.mark.usefixtures("quiet")
 def test_a_set_is_written_in_the_course_s_layout_and_made_into_batches(homework, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LEEML_CACHE", str(tmp_path / "cache"))
     kind, write, _ = scale.SETS[homework]
