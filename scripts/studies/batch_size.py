@@ -305,11 +305,13 @@ STUDY = Study(
         "Sharpness depends on the weights that stand for a function, not on the function alone (Dinh 2017). After many "
         "updates the large batch is surer of its training windows, so that its loss is smaller and flatter, and yet it "
         "is no better on new ones. Keskar's small batches made more updates, too; Hoffer 2017 closed the gap with as "
-        "many. On a GPU times differ far less between sizes of batch.",
+        "many. On a GPU times differ far less between sizes of batch. On the few real speakers of --full all nets "
+        "learn their windows by heart, and what that costs on new windows hides the difference between batches.",
         "陡峭程度取決於用哪一組權重表示函數，不只取決於函數本身（Dinh 2017）。更新很多次之後，"
         "大批次對訓練資料更有把握，損失更小、更平坦，"
         "但在新資料上並沒有更好。Keskar 的小批次也更新得比較多次；Hoffer 2017 用同樣多的更新次數就把差距補上。"
-        "在 GPU 上，不同批次大小的時間差異小得多。",
+        "在 GPU 上，不同批次大小的時間差異小得多。"
+        "--full 的真實語者很少，每個網路都把訓練資料背了下來，批次之間的差異就看不出來了。",
     ),
     again=(
         "leeml fit --config configs/hw2_phoneme/medium.yaml --data.batch_size 8192",
