@@ -255,6 +255,8 @@ def test_a_dry_run_of_every_config_writes_nothing(config, samples, tmp_path):
     before = tree(tmp_path)
     line = ["fit", "--config", config.relative_to(PROJECT), "--data.root", samples, "--trainer.fast_dev_run", 1]
     small = ["--data.max_tokens", 256] if "hw5" in str(config) else ["--data.batch_size", 8]
+    if config.stem == "big":
+        small += ["--model.net.layers", 1]  # six take 4 GB, which a worker keeps
     works(*line, *small)
     assert tree(tmp_path) == before
 
