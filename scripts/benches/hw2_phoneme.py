@@ -221,7 +221,7 @@ def padding(lengths: dict[str, np.ndarray]) -> None:
             plain: list[float] = []
             for epoch in range(5):
                 sampler.set_epoch(epoch)
-                taken = [chosen.numpy() for _, chosen in sampler]
+                taken = [rows.numpy() for rows in sampler]
                 order = np.random.default_rng(epoch).permutation(len(frames))
                 shuffled = np.split(order, np.cumsum([len(batch) for batch in taken])[:-1])
                 for shares, parts in ((ours, taken), (plain, shuffled)):
