@@ -152,7 +152,7 @@ class TransformerSeq2Seq(Seq2Seq):
 
     @property
     def output_weight(self) -> Tensor:
-        """(V, D)."""
+        """The table that states are multiplied with, (V, D): the one of the inputs where they share it."""
         return self.output_table.weight
 
     def logits(self, states: Tensor) -> Tensor:

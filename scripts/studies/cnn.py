@@ -162,7 +162,7 @@ class LargestOfEach(nn.Module):
         self.filters = filters
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Neurons of a filter stand side by side, (B, O x positions) -> (B, O)."""
         return x.unflatten(1, (self.filters, -1)).amax(2)
 
 

@@ -195,7 +195,7 @@ def assert_fails(where, *args, says=()):
     return lines[0]
 
 
-def ran_study(name, tiny, root, timed=False):
+def check_study(name, tiny, root, timed=False):
     """Measurements of two seeds, of which verdicts, figure, table, text, record and page can be made.
 
     Args:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sacrebleu
 import torch
-from conftest import ran_study
+from conftest import check_study
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -338,4 +338,4 @@ def test_nets_take_their_accelerator(name, few_pairs):
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_study_runs_is_judged_drawn_and_told(name, few_pairs):
-    ran_study(name, TINY[name], few_pairs)
+    check_study(name, TINY[name], few_pairs)

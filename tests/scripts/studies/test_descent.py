@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ran_study
+from conftest import check_study
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -192,4 +192,4 @@ TINY = {
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_study_runs_is_judged_drawn_and_told(name, covid):
-    ran_study(name, TINY[name], covid)
+    check_study(name, TINY[name], covid)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ran_study
+from conftest import check_study
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
@@ -143,4 +143,4 @@ TINY = {
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_study_runs_is_judged_drawn_and_told(name, covid):
-    ran_study(name, TINY[name], covid)
+    check_study(name, TINY[name], covid)

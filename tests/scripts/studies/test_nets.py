@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import ran_study
+from conftest import check_study
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -287,6 +287,6 @@ def test_nets_take_their_accelerator(name, root):
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_study_runs_is_judged_drawn_and_told(name, root):
-    found = ran_study(name, TINY[name], root, timed=name == "batch_size")
+    found = check_study(name, TINY[name], root, timed=name == "batch_size")
     exact = [statement for statement in machine.load(name).statements if statement.kind == "exact"]
     assert all(judge(statement, found, (2,)).result == "holds" for statement in exact), "what nothing random enters"

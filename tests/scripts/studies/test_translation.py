@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import sacrebleu
 import torch
-from conftest import ran_study
+from conftest import check_study
 
 from modules.hw5_parallel import MaskedTranslator, OneShotTranslator
 from modules.hw5_translation import Translator
@@ -195,7 +195,7 @@ def test_both_ways_go_on_from_the_same_weights(tmp_path):
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_study_runs_is_judged_drawn_and_told(name, few_pairs):
-    found = ran_study(name, TINY[name], few_pairs, timed=True)
+    found = check_study(name, TINY[name], few_pairs, timed=True)
     if name == "reinforcement":
         assert [m[way]["step"] for m in found for way in reinforcement.GOES_ON] == [[0, 2, 4]] * 4, (
             "beyond an epoch too"
