@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from torch import Tensor
 from torch.nn import Module, ModuleList
 from torchmetrics import Metric, MetricCollection
 from tqdm import tqdm
@@ -38,8 +39,8 @@ def _size(part: Module) -> int:
 class RunProgress(ProgressBar):
     """One bar: of fit over its steps, of validate, test and predict over their batches.
 
-    It names what is being done and shows the loss and the metric that chooses the checkpoint. Where stderr is no
-    terminal, fit prints a line every tenth of the run.
+    It names what is being done and shows the loss (a step's, until the first epoch has ended) and the metric that
+    chooses the checkpoint. Where stderr is no terminal, fit prints a line every tenth of the run.
     """
 
     INTERVAL = 0.2  # seconds between redraws
@@ -49,6 +50,7 @@ class RunProgress(ProgressBar):
         self._bar: tqdm | None = None
         self._drawn = 0.0
         self._tenth = 0
+        self._loss: Tensor | None = None
         self._enabled = True
 
     def disable(self) -> None:
@@ -88,12 +90,14 @@ class RunProgress(ProgressBar):
         """Open the bar, for as many steps as there are."""
         if self._enabled:
             self._open("training", steps_in_run(trainer), steps_done(trainer))
+            self._begun, self._done_before = time.monotonic(), steps_done(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Redraw a few times a second."""
         if self._due():
+            self._loss = outputs.get("loss") if isinstance(outputs, dict) else None  # a skipped batch has none
             self._draw(trainer, done=False)
 
     def _scores(self, trainer: Trainer) -> dict[str, str]:
@@ -101,20 +105,30 @@ class RunProgress(ProgressBar):
         known = trainer.progress_bar_metrics
         chosen = [c.monitor for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
         shown = [name for name in dict.fromkeys(["train/loss", *chosen]) if name in known] or list(known)[:2]
-        return {name: f"{float(known[name]):.4g}" for name in shown}
+        scores = {name.rpartition("/")[2]: f"{float(known[name]):.4g}" for name in shown}
+        if "train/loss" not in known and self._loss is not None:
+            scores = {"loss": f"{float(self._loss):.4g}"} | scores
+        return scores
+
+    def _time(self, trainer: Trainer) -> str:
+        """Spent so far, and left where the end is known."""
+        spent = time.monotonic() - self._begun
+        done = steps_done(trainer) - self._done_before
+        left = tqdm.format_interval(spent / done * (self._total - steps_done(trainer))) if self._total and done else "?"
+        return f"[{tqdm.format_interval(spent)}<{left}]"
 
     def _draw(self, trainer: Trainer, done: bool) -> None:
         assert self._bar is not None
-        scores = self._scores(trainer)
         if not self._bar.disable:
             self._bar.n = steps_done(trainer)
             self._bar.set_description_str(self._stage, refresh=False)
-            text = " ".join(f"{name.rpartition('/')[2]} {value}" for name, value in scores.items())
+            text = " ".join(f"{name} {value}" for name, value in self._scores(trainer).items())
             self._bar.set_postfix_str(f"epoch {trainer.current_epoch} {text}")
         elif done or (self._total and self._tenth < (tenth := 10 * steps_done(trainer) // self._total) < 10):
             self._tenth = tenth = 10 if done else tenth  # the last line waits for the last validation
-            text = " ".join(f"{k} {v}" for k, v in scores.items())
-            print(f"{tenth * 10:3d} %  epoch {trainer.current_epoch}  {text}", file=sys.stderr, flush=True)
+            text = "  ".join(f"{name} {value}" for name, value in self._scores(trainer).items())
+            line = f"{tenth * 10:3d} %  {self._time(trainer)}  epoch {trainer.current_epoch}  {text}"
+            print(line, file=sys.stderr, flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar on its last state."""

@@ -16,7 +16,7 @@ import torch
 from scripts import benches
 from scripts.benches import scale, steps
 from scripts.benches.budget import compare
-from scripts.benches.tools import environment
+from scripts.benches.tools import environment, quiet_lightning
 from scripts.cli.mistakes import Parser, UsageError, near
 
 FURTHER = {"scale": scale.main, "steps": steps.main}
@@ -24,6 +24,7 @@ FURTHER = {"scale": scale.main, "steps": steps.main}
 
 def main(args: list[str]) -> int:
     """Run one homework's benchmark, or one of all homeworks."""
+    quiet_lightning()
     if (further := FURTHER.get("".join(args[1:2]))) is not None:
         return further(args[2:])
     known = [m.name for m in pkgutil.iter_modules(benches.__path__) if m.name.startswith("hw")]
@@ -42,6 +43,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("--levels", nargs="+", default=["boss"], help="levels in the accuracy table")
     parser.add_argument("--repeats", type=int, default=5, help="timed turns; medians are reported")
     parser.add_argument("--budget", help="train the course's code and each of --levels for so long, such as 5m")
+    parser.add_argument("--precision", default="32-true", help="for --budget: trainer.precision of our levels, or auto")
     parser.add_argument("--data.edition", dest="edition", help="for --budget, where there are several")
     parser.add_argument("--threads", type=int, default=2, help="torch threads on the CPU")
     named = next((word for word in args[1:] if word in known), None)
@@ -59,7 +61,8 @@ def main(args: list[str]) -> int:
     torch.set_num_threads(own.threads)
     print(environment(own.threads))
     if own.budget:
-        compare(bench, {"--data.root": own.root, "--data.edition": own.edition}, own.levels, own.budget)
+        data = {"--data.root": own.root, "--data.edition": own.edition}
+        compare(bench, data, own.levels, own.budget, own.precision)
         return 0
     for part in [own.only] if own.only else ["speed", "accuracy"]:
         measure: Callable[..., None] = getattr(bench, part)

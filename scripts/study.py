@@ -72,7 +72,7 @@ def main(args: list[str]) -> int:
     parser = Parser(prog="leeml study", description=__doc__)
     parser.add_argument("names", nargs="+", help=f"list, all, or some of: {', '.join(names())}")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="generated data, about a minute each (default)")
+    size.add_argument("--quick", action="store_true", help="generated data, a minute or two each (default)")
     size.add_argument("--full", action="store_true", help="real data and larger settings")
     parser.add_argument("--seeds", type=int, help="exactly so many seeds, judged once (default: the study's own looks)")
     parser.add_argument(

@@ -44,11 +44,12 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def lightning_talks() -> Iterator[None]:
     """A test that quiets Lightning (as `leeml bench` does) does not quiet it for the next ones."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
     yield
-    if level:  # set when Lightning is imported, which may be in the test
-        logger.setLevel(level)
+    for logger, level in zip(loggers, levels, strict=True):
+        if level:  # set when Lightning is imported, which may be in the test
+            logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True, scope="session")

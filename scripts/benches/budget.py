@@ -7,7 +7,6 @@ the weights that they end with on rows that neither trained on and that chose no
 
 import contextlib
 import io
-import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -101,12 +100,13 @@ def train_sample(bench: ModuleType, config: str, flags: list[str], seconds: floa
     return Result(scores[module.monitor], steps, used, data.facts["held_out"])
 
 
-def train_level(config: str, flags: list[str], text: str) -> Result:
+def train_level(config: str, flags: list[str], text: str, precision: str) -> Result:
     """A level of ours by `leeml fit --budget`."""
     with tempfile.TemporaryDirectory() as name:
         run = ["--run_dir", f"{name}/run"]
         begun = time.perf_counter()
-        budget.main(["fit", "--config", config, *flags, *run, "--budget", text, "--trainer.accelerator", "cpu"])
+        device = ["--trainer.accelerator", "cpu", "--trainer.precision", precision]
+        budget.main(["fit", "--config", config, *flags, *run, "--budget", text, *device])
         used = time.perf_counter() - begun
         cli = run_cli(["validate", *run, "--ckpt_path", "last"])
         step = torch.load(f"{name}/run/checkpoints/last.ckpt", weights_only=True)["global_step"]
@@ -114,7 +114,9 @@ def train_level(config: str, flags: list[str], text: str) -> Result:
         return Result(score, step, used, cli.model.facts["held_out"])
 
 
-def compare(bench: ModuleType, data: dict[str, Any], levels: list[str], text: str) -> dict[str, Result]:
+def compare(
+    bench: ModuleType, data: dict[str, Any], levels: list[str], text: str, precision: str = "32-true"
+) -> dict[str, Result]:
     """Train and judge the course's network and the levels, and print it.
 
     Args:
@@ -122,21 +124,23 @@ def compare(bench: ModuleType, data: dict[str, Any], levels: list[str], text: st
         data: Flags, None: not given.
         levels: Names of configs.
         text: The budget, such as 5m.
+        precision: Of the levels; the course's code computes in float32.
 
     Raises:
         DataError: a level holds out other rows.
     """
     homework, seconds = bench.__name__.rpartition(".")[2], budget.parse_budget(text)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     flags = [f"{key}={value}" for key, value in data.items() if value is not None] + ["--data.seed=0"]
     found: dict[str, Result] = {}
-    print(f"\n{homework}: {text} each, one after the other; rows left out, last weights, seed 0")
+    print(f"\n{homework}: {text} each, one after the other; ours in {precision}; rows left out, last weights, seed 0")
     print(f"  {'':<22} {'score':>8} {'steps':>8} {'seconds':>8}")
     for name in ("the course's code", *levels):
         config = str(PROJECT / "configs" / homework / f"{'simple' if name not in levels else name}.yaml")
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             found[name] = (
-                train_level(config, flags, text) if name in levels else train_sample(bench, config, flags, seconds)
+                train_level(config, flags, text, precision)
+                if name in levels
+                else train_sample(bench, config, flags, seconds)
             )
         if not found[name].same_rows(found["the course's code"]):
             raise DataError(

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import functools
 import io
-import logging
 import tempfile
 from pathlib import Path
 
@@ -72,7 +71,6 @@ def ours(folder: Path, members: int) -> None:
 
 def speed(root: Path | None, repeats: int) -> None:
     """Print the cost of one model, and of 32 in one pass, as ratios to the plain loop."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     folder = next(iter(editions(root).values()))
     data = CovidData(dir=str(folder), split="interleaved", folds=10, standardise="features", batch_size=BATCH)
     data.setup("fit")

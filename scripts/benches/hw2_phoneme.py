@@ -4,7 +4,6 @@ import contextlib
 import csv
 import io
 import json
-import logging
 import subprocess
 import sys
 import tempfile
@@ -34,7 +33,7 @@ from modules.nets.mlp import Activation
 from modules.nets.window_mlp import WindowMLP
 from scripts import kfold
 from scripts.benches.budget import Sample
-from scripts.benches.tools import empty_cache, peak_memory, resident
+from scripts.benches.tools import empty_cache, peak_memory, quiet_lightning, resident
 
 CONFIGS = PROJECT / "configs" / "hw2_phoneme"
 WINDOW = 11  # frames, 429 numbers: the course's of 2021
@@ -247,7 +246,7 @@ def write_large(folder: Path, share: float = 1.0) -> None:
 
 def fit_memory(folder: str) -> None:
     """Run in a process of its own: training and validation as by `leeml fit`, and what memory it took, as JSON."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    quiet_lightning()
     before = resident()
     data = ready(Path(folder), window=WIDE)
     built = resident()
@@ -298,7 +297,6 @@ def on_gpu(folder: Path, repeats: int) -> None:
 
 def speed(root: Path | None, repeats: int) -> None:
     """Print training, padding and memory."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with empty_cache(), tempfile.TemporaryDirectory() as name:
         try:
             folder = PhonemeData(root=str(root) if root else None).locate()
@@ -335,7 +333,6 @@ def out_of_fold(level: str, root: Path | None, *more: str) -> list[dict[str, str
 
 def accuracy(root: Path | None, levels: list[str]) -> None:
     """Print frame accuracy of our levels over the same five folds, by speaker where they are known."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     data = PhonemeData(root=str(root) if root else None)
     data.setup("fit")
     assert data.facts is not None

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import logging
 import pkgutil
 import subprocess
 import sys
@@ -300,7 +299,6 @@ def resnet_on_gpu(repeats: int, batch: int = 256, repeat: int = 20) -> None:
 
 def epoch_memory(folder: str) -> None:
     """Run in a process of its own: an epoch of batches, and what memory it took, as JSON."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     before = resident()
     data = ready(Path(folder))
     assert data.facts is not None
@@ -338,7 +336,6 @@ def memory() -> None:
 
 def speed(root: Path | None, repeats: int) -> None:
     """Print input pipeline, training step and memory."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     folder = editions(root)[0]
     with empty_cache(), tempfile.TemporaryDirectory() as name:
         large, data, threads = Path(name), ready(folder), torch.get_num_threads()

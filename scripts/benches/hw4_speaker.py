@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import logging
 import math
 import random
 import tempfile
@@ -311,7 +310,6 @@ def on_gpu(folder: Path) -> None:
 
 def speed(root: Path | None, repeats: int) -> None:
     """Print input pipeline, training step and the time of opening."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with empty_cache(), tempfile.TemporaryDirectory() as name:
         try:
             folder = SpeakerData(root=str(root) if root else None).locate()
@@ -386,7 +384,6 @@ def add_flags(parser: ArgumentParser) -> None:
 
 def accuracy(root: Path | None, levels: list[str], steps: int) -> None:
     """Print accuracy, top-5 and equal error rate of levels and of logistic regression on the same held-out part."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with empty_cache():
         folder = SpeakerData(root=str(root) if root else None).locate()
         folder = folder if (folder / "metadata.json").is_file() else folder / "Dataset"

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import logging
 import math
 import tempfile
 import time
@@ -284,7 +283,6 @@ def on_gpu(data: Fixed, repeats: int) -> None:
 
 def speed(root: Path | None, repeats: int) -> None:
     """Print the speed of training and of the beam search."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with empty_cache(), tempfile.TemporaryDirectory() as name:
         data = opened(root, Path(name), max_tokens=4096)
         training(data, repeats)
@@ -310,7 +308,6 @@ def judged(level: str, root: Path | None, *more: str) -> tuple[dict[str, float],
 
 def accuracy(root: Path | None, levels: list[str]) -> None:
     """Print BLEU and chrF of levels, fitted as their configs say, on the pairs held out."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with empty_cache():
         print(f"\nAccuracy on held-out pairs (they choose the checkpoint), beam {BEAM}")
         print(f"  {'':<22} {'BLEU':>6} {'chrF':>6} {'loss':>6} {'minutes':>8}")

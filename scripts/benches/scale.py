@@ -6,7 +6,6 @@ cached, then as every later run opens it.
 
 import io
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from datamodules.hw5_translation import TranslationData
 from datamodules.speech.audio import MELS
 from datamodules.speech.speaker_folder import Utterance, write_dataset
 from scripts.benches.hw2_phoneme import write_large
-from scripts.benches.tools import empty_cache, peak_memory, resident
+from scripts.benches.tools import empty_cache, peak_memory, quiet_lightning, resident
 from scripts.cli.mistakes import Parser, UsageError
 
 BATCHES = 200  # that are made of an epoch
@@ -99,7 +98,7 @@ def rows_of(batch: dict[str, Any]) -> int:
 
 def use(homework: str, folder: str) -> None:
     """Run in a process of its own: open, make batches of training and validation, and print what it took, as JSON."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    quiet_lightning()
     torch.set_num_threads(1)
     kind, _, options = SETS[homework]
     before = sum(resident().values())

@@ -4,7 +4,6 @@ The data is noise of the course's sizes, on the device beforehand: what is timed
 Lightning's loop included. Operations are those that `leeml plan` counts.
 """
 
-import logging
 import time
 import warnings
 from pathlib import Path
@@ -125,7 +124,6 @@ def main(args: list[str]) -> int:
     on_gpu = own.accelerator != "cpu" and torch.cuda.is_available()
     if own.accelerator == "gpu" and not on_gpu:
         raise UsageError("--accelerator gpu: there is no GPU that torch can use")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(own.threads)
     device = torch.device("cuda" if on_gpu else "cpu")
     use_tensor_cores()

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import platform
 import tempfile
@@ -12,6 +13,12 @@ from pathlib import Path
 from statistics import median
 
 import torch
+
+
+def quiet_lightning() -> None:
+    """Keep what Lightning says of seeds, devices and steps out of the tables."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def environment(threads: int) -> str:

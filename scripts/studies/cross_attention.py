@@ -173,4 +173,5 @@ STUDY = Study(
     figure=figure,
     table=table,
     data="hw5_translation",
+    full_looks=(4, 8),
 )

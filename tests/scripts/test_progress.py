@@ -101,3 +101,11 @@ def test_the_time_that_studies_take_is_told_once_each_was_measured():
     assert remaining(["slow"], known, 2) == "about 01:40 left", "one seed does not run on two cores"
     assert remaining(["slow", "new"], known | {"new": []}, 2) == "time left not known yet"
     assert remaining([], known, 2) == ""
+
+
+def test_a_file_gets_a_line_a_tenth_with_time_and_loss_from_the_first_epoch_on(fit, monkeypatch, capsys):
+    monkeypatch.setattr("callbacks.progress.RunProgress.INTERVAL", 0.0)
+    assert main([*fit, "--trainer.max_epochs", "1"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if re.match(r" *\d+ %  ", line)]
+    assert len(lines) > 2
+    assert all(re.fullmatch(r" *\d+ %  \[\S+<\S+\]  epoch [01]  loss \S+.*", line) for line in lines), lines
