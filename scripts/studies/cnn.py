@@ -405,10 +405,7 @@ STUDY = Study(
     "1412.6806); Silver et al. 2016, Nature 529",
     code=("scripts/studies/cnn.py:as_matrix", "scripts/studies/cnn.py:ImageLayer", "modules/nets/cnn.py:CNN"),
     quick=Settings(),
-    full=Settings(
-        photos=True, side=24, filters=16, channels=(16, 32, 64), signs=(256, 16384), steps=600, rate=1e-3,
-        accelerator="auto",
-    ),
+    full=Settings(photos=True, filters=64, signs=(256, 16384), steps=600, accelerator="auto"),
     run=run,
     statements=STATEMENTS,
     figure=figure,

@@ -1,5 +1,6 @@
 """Multi-head attention against torch.nn.MultiheadAttention, its cache against the full pass, and what masks promise."""
 
+import copy
 from itertools import pairwise
 
 import pytest
@@ -52,6 +53,19 @@ def test_equals_torch(bias, cross, padding, causal):
     if causal:  # the same as a mask of the caller's
         mask = ~later if valid is None else ~later & key_mask(valid)
         torch.testing.assert_close(ours(x, memory, mask), out)
+
+
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_bfloat16_is_as_float32_but_for_rounding(cross, padding, causal):
+    ours, _ = pair()
+    low = copy.deepcopy(ours).bfloat16()
+    x, memory = torch.randn(3, 5, D), torch.randn(3, 5, D) if cross else None
+    mask = key_mask(padding_mask(torch.tensor([5, 2, 4]), 5)) if padding else None
+    expected = ours(x, memory, mask, causal)
+    out = low(x.bfloat16(), None if memory is None else memory.bfloat16(), mask, causal)
+    assert (out - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 @pytest.mark.parametrize("causal", [False, True])
