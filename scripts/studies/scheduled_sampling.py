@@ -334,7 +334,8 @@ STUDY = Study(
     varies=Said(
         "Training by teacher forcing or by scheduled sampling, as many steps. The task: a walk through eight rooms "
         "in a ring (twelve with --full). Each step tells the move, but not always, and shows a sign with the room's "
-        "number, which is often wrong; the net says the room. Who reads the true last room needs no signs. Who reads its own answers does.",
+        "number, which is often wrong; the net says the room. Who reads the true last room needs no "
+        "signs. Who reads its own answers does.",
         "Teacher forcing 或 scheduled sampling，訓練步數相同。任務：在排成一圈的八個房間（--full 時十二個）裡走動，"
         "每一步會告知移動方向（偶爾沒有），"
         "並看到一個房間號碼牌（常常是錯的），網路要說出目前的房間。讀得到正確的上一個房間，就不需要號碼牌；"
