@@ -141,9 +141,9 @@ STUDY = Study(
     varies=Said(
         "The encoder layer that each decoder layer looks at: the last, that of its own depth, or a mix whose weights "
         "are learned and begin equal. HW5's module with the same weights at first, on a small made-up language; "
-        "<code>--full</code> takes HW5's pairs.",
+        "<code>--full</code> takes the shorter ones of HW5's pairs.",
         "decoder 每一層看 encoder 的哪一層：最後一層、同樣深度的那一層，或學出來的混合（權重一開始全部相等）。"
-        "用 HW5 的模組，初始權重相同，資料是自創的小語言；<code>--full</code> 用 HW5 的句對。",
+        "用 HW5 的模組，初始權重相同，資料是自創的小語言；<code>--full</code> 用 HW5 較短的句對。",
     ),
     caption=Said(
         "Top: training loss, thin lines are single seeds. Bottom: BLEU at the end, and how much each decoder layer "
@@ -151,9 +151,10 @@ STUDY = Study(
         "上：訓練損失（細線是各個種子）。下：結束時的 BLEU，以及學出來的混合中，decoder 各層取用 encoder 各層的比例。",
     ),
     doubt=Said(
-        "The small language is so easy that all three learn it almost to the end; a hard one may tell them apart. With "
+        "The small language is so easy that all three learn it almost to the end; after two epochs of real pairs they "
+        "have not learned enough to say how they would end. With "
         "very many layers the way to the first ones is known to matter (Bapna et al. 2018).",
-        "這個小語言很簡單，三種做法最後幾乎都學會了，較難的語言也許分得出高下。層數非常多時，"
+        "這個小語言很簡單，三種做法最後幾乎都學會了；真實句對只訓練兩個 epoch，還看不出最後的高下。層數非常多時，"
         "能不能直接看到前面幾層就有影響（Bapna 等人 2018）。",
     ),
     again=(
