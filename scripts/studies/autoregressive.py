@@ -241,8 +241,8 @@ def figure(measurements: list[Measurements]) -> Figure:
             at = x + 0.4 * (place - 0.5)
             below.bar(at, share.mean(), 0.4, color=colours[way], alpha=(0.4, 1)[place])
             below.plot(np.full(len(share), at), share, ".", color="black", markersize=4)
-        axes.set(xlim=(0, 1.1), ylim=(0, 105), xlabel=f"time of a sentence ({SLOW} = 1)", ylabel="BLEU", title=title)
-    plots[-1].legend(fontsize=9, loc="upper left")
+        axes.set(xlim=(0, None), ylim=(0, 105), xlabel=f"time of a sentence ({SLOW} = 1)", ylabel="BLEU", title=title)
+    plots[-1].legend(fontsize=9, loc="lower right")
     below.set_xticks(range(len(ways)), [way.replace(", ", "\n") for way in ways])
     below.set(title="words said twice in a row (pale: where one order is right)", ylabel="% of the words")
     return drawn
