@@ -18,6 +18,7 @@ from scripts.benches import scale, steps
 from scripts.benches.budget import compare
 from scripts.benches.tools import environment, quiet_lightning
 from scripts.cli.mistakes import Parser, UsageError, near
+from scripts.run.device import AUTOCAST
 
 FURTHER = {"scale": scale.main, "steps": steps.main}
 
@@ -43,7 +44,10 @@ def main(args: list[str]) -> int:
     parser.add_argument("--levels", nargs="+", default=["boss"], help="levels in the accuracy table")
     parser.add_argument("--repeats", type=int, default=5, help="timed turns; medians are reported")
     parser.add_argument("--budget", help="train the course's code and each of --levels for so long, such as 5m")
-    parser.add_argument("--precision", default="32-true", help="for --budget: trainer.precision of our levels, or auto")
+    parser.add_argument(
+        "--precision", choices=["32-true", "auto", *AUTOCAST], default="32-true",
+        help="for --budget: trainer.precision of our levels",
+    )  # fmt: skip
     parser.add_argument("--data.edition", dest="edition", help="for --budget, where there are several")
     parser.add_argument("--threads", type=int, default=2, help="torch threads on the CPU")
     named = next((word for word in args[1:] if word in known), None)

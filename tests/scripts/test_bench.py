@@ -41,6 +41,13 @@ def test_decoding_is_a_part_of_hw5_alone(called):
     }
 
 
+def test_a_budget_gets_its_precision(called, monkeypatch):
+    monkeypatch.setattr(bench, "compare", lambda module, data, *rest: called.update(rest=rest, data=data))
+    line = "hw1_covid --budget 5m --data.edition 2022 --precision auto --levels strong"
+    assert bench.main(["bench", *line.split()]) == 0
+    assert called == {"rest": (["strong"], "5m", "auto"), "data": {"--data.root": None, "--data.edition": "2022"}}
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -48,6 +55,7 @@ def test_decoding_is_a_part_of_hw5_alone(called):
         ("hw1_covid --decoding runs", "unrecognized arguments: --decoding"),
         ("hw1_covd", r"no benchmark of 'hw1_covd' \(did you mean hw1_covid\?\)"),
         ("hw1_covid --threads 0", "--threads 0: expected at least 1"),
+        ("hw1_covid --budget 5m --precision half", "--precision: invalid choice: 'half'"),
     ],
 )
 def test_mistakes_are_said_in_one_line(line, says, called):
