@@ -51,6 +51,7 @@ class RunProgress(ProgressBar):
         self._drawn = 0.0
         self._tenth = 0
         self._loss: Tensor | None = None
+        self._begun, self._done_before = 0.0, 0
         self._enabled = True
 
     def disable(self) -> None:
@@ -100,15 +101,15 @@ class RunProgress(ProgressBar):
             self._loss = outputs.get("loss") if isinstance(outputs, dict) else None  # a skipped batch has none
             self._draw(trainer, done=False)
 
-    def _scores(self, trainer: Trainer) -> dict[str, str]:
-        """The loss, and the metric that chooses the checkpoint."""
+    def _scores(self, trainer: Trainer) -> str:
+        """The loss, and the metric that chooses the checkpoint, with their names."""
         known = trainer.progress_bar_metrics
         chosen = [c.monitor for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
         shown = [name for name in dict.fromkeys(["train/loss", *chosen]) if name in known] or list(known)[:2]
-        scores = {name.rpartition("/")[2]: f"{float(known[name]):.4g}" for name in shown}
+        values = {name: known[name] for name in shown}
         if "train/loss" not in known and self._loss is not None:
-            scores = {"loss": f"{float(self._loss):.4g}"} | scores
-        return scores
+            values = {"train/loss": self._loss} | values
+        return " ".join(f"{name.rpartition('/')[2]} {float(value):.4g}" for name, value in values.items())
 
     def _time(self, trainer: Trainer) -> str:
         """Spent so far, and left where the end is known."""
@@ -122,12 +123,10 @@ class RunProgress(ProgressBar):
         if not self._bar.disable:
             self._bar.n = steps_done(trainer)
             self._bar.set_description_str(self._stage, refresh=False)
-            text = " ".join(f"{name} {value}" for name, value in self._scores(trainer).items())
-            self._bar.set_postfix_str(f"epoch {trainer.current_epoch} {text}")
+            self._bar.set_postfix_str(f"epoch {trainer.current_epoch} {self._scores(trainer)}")
         elif done or (self._total and self._tenth < (tenth := 10 * steps_done(trainer) // self._total) < 10):
             self._tenth = tenth = 10 if done else tenth  # the last line waits for the last validation
-            text = "  ".join(f"{name} {value}" for name, value in self._scores(trainer).items())
-            line = f"{tenth * 10:3d} %  {self._time(trainer)}  epoch {trainer.current_epoch}  {text}"
+            line = f"{tenth * 10:3d} %  {self._time(trainer)}  epoch {trainer.current_epoch} {self._scores(trainer)}"
             print(line, file=sys.stderr, flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -114,9 +114,7 @@ def train_level(config: str, flags: list[str], text: str, precision: str) -> Res
         return Result(score, step, used, cli.model.facts["held_out"])
 
 
-def compare(
-    bench: ModuleType, data: dict[str, Any], levels: list[str], text: str, precision: str = "32-true"
-) -> dict[str, Result]:
+def compare(bench: ModuleType, data: dict[str, Any], levels: list[str], text: str, precision: str) -> dict[str, Result]:
     """Train and judge the course's network and the levels, and print it.
 
     Args:

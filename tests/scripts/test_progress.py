@@ -108,4 +108,4 @@ def test_a_file_gets_a_line_a_tenth_with_time_and_loss_from_the_first_epoch_on(f
     assert main([*fit, "--trainer.max_epochs", "1"]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if re.match(r" *\d+ %  ", line)]
     assert len(lines) > 2
-    assert all(re.fullmatch(r" *\d+ %  \[\S+<\S+\]  epoch [01]  loss \S+.*", line) for line in lines), lines
+    assert all(re.fullmatch(r" *\d+ %  \[\S+<\S+\]  epoch [01] loss \S+.*", line) for line in lines), lines

@@ -56,7 +56,7 @@ def test_both_are_trained_for_as_long_and_judged_on_the_same_rows(root, monkeypa
     monkeypatch.setattr("scripts.run.budget.TRIAL", (0.0, 0.05, 0.05))
     monkeypatch.setattr("scripts.run.budget.plan", lambda speed, seconds: Settled(60, 20))
     bench = importlib.import_module("scripts.benches.hw1_covid")
-    found = budget.compare(bench, {"--data.root": root, "--data.edition": None}, ["strong"], "0.5s")
+    found = budget.compare(bench, {"--data.root": root, "--data.edition": None}, ["strong"], "0.5s", "32-true")
     assert list(found) == ["the course's code", "strong"]
     assert found["the course's code"].steps == 3
     assert found["strong"].steps == 60
@@ -71,4 +71,4 @@ def test_other_rows_are_nothing_to_compare_with(root, monkeypatch):
     monkeypatch.setattr(budget, "train_level", lambda *args: one._replace(held_out="those"))
     bench = importlib.import_module("scripts.benches.hw4_speaker")
     with pytest.raises(DataError, match="holds out other rows"):
-        budget.compare(bench, {}, ["strong"], "1m")
+        budget.compare(bench, {}, ["strong"], "1m", "32-true")
