@@ -108,8 +108,8 @@ class RunProgress(ProgressBar):
         shown = [name for name in dict.fromkeys(["train/loss", *chosen]) if name in known] or list(known)[:2]
         values = {name: known[name] for name in shown}
         if "train/loss" not in known and self._loss is not None:
-            values = {"train/loss": self._loss} | values
-        return " ".join(f"{name.rpartition('/')[2]} {float(value):.4g}" for name, value in values.items())
+            values = {"train/loss": float(self._loss)} | values
+        return " ".join(f"{name.rpartition('/')[2]} {value:.4g}" for name, value in values.items())
 
     def _time(self, trainer: Trainer) -> str:
         """Spent so far, and left where the end is known."""
