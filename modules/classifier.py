@@ -19,20 +19,18 @@ class Judged(NamedTuple):
 
     logs: Tensor
     """Log-probabilities (N, C)."""
-    scores: Tensor
-    """(N, C), of which the largest is the answer: the log-probabilities, or 1 at a class that was chosen otherwise."""
     embeddings: Tensor | None = None
     """(N, E), where the homework needs them."""
 
     @property
     def answers(self) -> Tensor:
-        """The chosen class of each row, (N,)."""
-        return self.scores.argmax(1)
+        """The likeliest class of each row, (N,)."""
+        return self.logs.argmax(1)
 
     @property
     def probabilities(self) -> Tensor:
-        """(N, C); 1 at the answer where it was not chosen by probability."""
-        return self.logs.exp() if self.scores is self.logs else self.scores
+        """(N, C)."""
+        return self.logs.exp()
 
 
 def mean_log_probabilities(scores: Tensor) -> Tensor:
@@ -144,7 +142,7 @@ class Classifier(HomeworkModule):
         """Judge a batch and log its metrics; returns what was said and the targets (N,)."""
         metrics, loss = (self.val_metrics, self.val_loss) if stage == "val" else (self.test_metrics, self.test_loss)
         judged, y = self.judge(batch), self.of_each_row(batch, "y")
-        metrics.update(judged.scores, y)
+        metrics.update(judged.logs, y)
         loss.update(F.nll_loss(judged.logs, y, reduction="none"))
         self.confusion.update(judged.answers, y)
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))

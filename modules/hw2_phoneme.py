@@ -9,13 +9,12 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import WordErrorRate
 
 from modules.cast_weights import weights_cast_once
 from modules.classifier import Classifier, Judged, check_shares, mean_log_probabilities
-from modules.crf import chain_loss
+from modules.crf import chain_loss, log_posteriors
 from modules.nets.attention import padding_mask
 from modules.nets.vocal_tract import VocalTract
 from modules.nets.window_mlp import WindowMLP
@@ -39,7 +38,8 @@ class PhonemeClassifier(Classifier):
         augment: What is done to whole utterances in training, one after the other: VocalTract, SpecAugment, or any
             module that takes (x, mask).
         smoothing: Weight of how often classes followed each other in the training labels, against the networks'
-            scores; with more than 0 the likeliest path (Viterbi) is the answer, not each frame's best class.
+            scores; with more than 0 a frame's answer is the likeliest over all label sequences of its utterance, and
+            phones are read from the best sequence (Viterbi).
         crf: Train these weights together with the network, from there on: the loss is that of whole label sequences
             (modules/crf.py). It needs data.window null, and has no use for the other losses.
         focal: gamma of the focal loss (see modules/losses.py); 0: cross-entropy.
@@ -140,27 +140,34 @@ class PhonemeClassifier(Classifier):
         """What a step from one class to another adds to the score of a path, (C, C)."""
         return self.chain.mean(0) if self.crf else self.smoothing * self.transitions
 
-    def judge(self, batch: dict[str, Any]) -> Judged:
-        """The members' mean, and with smoothing the classes on the likeliest path of each utterance."""
-        logs = mean_log_probabilities(self.scores(batch))
-        if not (self.smoothing or self.crf):
-            return Judged(logs, logs)
+    def _smoothed(self, batch: dict[str, Any], decode: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """What `decode` makes of the members' mean (U, T, C), `followers` and mask: (U, T, ...) -> (F, ...)."""
         sizes = batch.get("lengths")
         if not sizes:
             raise MisconfigurationException(
                 "model.smoothing needs to know where utterances end, which TIMIT-11's rows do not say in another order "
                 "than the course's; set it to 0"
             )
+        logs = mean_log_probabilities(self.scores(batch))
         spoken = Spoken(sizes, logs.device)
-        path = viterbi(spoken.pad(logs), self.followers(), spoken.mask)
-        path = path.flatten().index_select(0, spoken.places)
-        return Judged(logs, F.one_hot(path, logs.shape[1]).to(logs.dtype))
+        found = decode(spoken.pad(logs), self.followers(), spoken.mask)
+        return found.flatten(0, 1).index_select(0, spoken.places)
+
+    def judge(self, batch: dict[str, Any]) -> Judged:
+        """The members' mean; with smoothing the probabilities over all label sequences of an utterance."""
+        if self.smoothing or self.crf:
+            return Judged(self._smoothed(batch, log_posteriors))
+        return Judged(mean_log_probabilities(self.scores(batch)))
+
+    def labels(self, batch: dict[str, Any]) -> Tensor:
+        """The best label sequence of each utterance as a whole, which its phones are read from: (F,)."""
+        return self._smoothed(batch, viterbi) if self.smoothing or self.crf else self.judge(batch).answers
 
     def evaluate(self, batch: dict[str, Any], stage: Literal["val", "test"]) -> tuple[Judged, Tensor]:
         """In a test the phone error rate too, which is slow: edits are counted in Python."""
         judged, y = super().evaluate(batch, stage)
         if stage == "test" and (sizes := batch.get("lengths")):
-            said, true = ([phones(part) for part in labels.cpu().split(sizes)] for labels in (judged.answers, y))
+            said, true = ([phones(part) for part in labels.cpu().split(sizes)] for labels in (self.labels(batch), y))
             self.error.update(said, true)
             self.log("test/phone_error_rate", self.error, on_step=False, on_epoch=True, batch_size=len(y))
         return judged, y

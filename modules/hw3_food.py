@@ -142,7 +142,7 @@ class FoodClassifier(Classifier):
     def judge(self, batch: dict[str, Tensor]) -> Judged:
         """Log-probabilities, with the views of test-time augmentation where there are some."""
         logs = self.scores(batch).float().log_softmax(1)
-        return Judged(logs, logs)
+        return Judged(logs)
 
     def remember(self, batch: dict[str, Tensor], judged: Judged, y: Tensor) -> None:
         """Keep all answers, every n-th image, and the surest mistakes."""

@@ -128,7 +128,7 @@ class SpeakerClassifier(Classifier):
         """The members' mean, and their unit embeddings side by side: a cosine of those is the mean of the cosines."""
         found = self.embeddings(batch["x"], batch.get("mask"))
         logs = self._logs(found)
-        return Judged(logs, logs, torch.cat([F.normalize(e.float()) for e in found], dim=1))
+        return Judged(logs, torch.cat([F.normalize(e.float()) for e in found], dim=1))
 
     def evaluate(self, batch: dict[str, Tensor], stage: Literal["val", "test"]) -> tuple[Judged, Tensor]:
         """Collect embeddings too, for the equal error rate of all pairs of utterances."""

@@ -447,6 +447,7 @@ ONCE = ("Seed set to", "GPU available", "trainer.precision auto")
 NEVER = (
     "Tip:",
     "Restoring states",
+    "Loaded model weights",
     "TPU available",
     "Detected KeyboardInterrupt",
 )  # leeml says itself that it was stopped

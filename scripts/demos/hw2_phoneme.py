@@ -43,7 +43,7 @@ def answer(model: PhonemeClassifier, frames: Tensor, true: Tensor | None = None)
         batch["places"] = torch.arange(count)
     else:
         batch["x"] = windows(frames, torch.tensor([0, count]), torch.arange(count), window)
-    labels = model.judge(batch).answers
+    labels = model.labels(batch)
     classes = model.facts["classes"]
     tracks = {"heard": labels} | ({} if true is None else {"true": true})
     figure = labelled_frames(spectrum(frames.float()), tracks, classes, above=True)

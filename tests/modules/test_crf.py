@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modules.crf import chain_loss, log_partition, path_score
+from modules.crf import chain_loss, log_partition, log_posteriors, path_score
 
 
 def value(scores, transitions, path):
@@ -29,12 +29,17 @@ def test_all_sequences_are_summed_and_one_is_told_apart(lengths, classes, member
     mask = torch.arange(shape[2]) < torch.tensor(lengths)[:, None]
     sums, told = log_partition(scores, transitions, mask), path_score(scores, transitions, labels, mask)
     losses = chain_loss(scores, transitions, labels, mask)
+    logs = log_posteriors(scores, transitions, mask)
     expected = []
     for m, (i, n) in itertools.product(range(members), enumerate(lengths)):
         paths = itertools.product(range(classes), repeat=n)
         every = torch.stack([value(scores[m, i], transitions[m], path) for path in paths])
         own = value(scores[m, i], transitions[m], labels[i, :n].tolist())
         expected.append(every.logsumexp(0) - own)
+        shares = every.detach().softmax(0)
+        paths = torch.tensor([*itertools.product(range(classes), repeat=n)])
+        posteriors = [[shares[paths[:, t] == c].sum() for c in range(classes)] for t in range(n)]
+        torch.testing.assert_close(logs[m, i, :n].exp(), torch.tensor(posteriors, dtype=torch.float64))
         torch.testing.assert_close(sums[m, i], every.logsumexp(0))
         torch.testing.assert_close(told[m, i], own)
     torch.testing.assert_close(losses, torch.stack(expected).view_as(losses).float(), atol=1e-4, rtol=1e-4)
