@@ -148,7 +148,8 @@ class PhonemeData(ClassifierData):
             )
         self.facts = self._find_facts()
         if self.batch_size is None:
-            self.settled["batch_size"] = derived_batch(len(self.chosen_folds()[0].train))
+            every = sum(map(len, self.chosen_folds()[0]))  # the same batch for all folds, whose lengths differ
+            self.settled["batch_size"] = derived_batch(every * (self.n_folds - 1) // self.n_folds)
 
     @property
     def frames_a_step(self) -> int:

@@ -119,6 +119,15 @@ def check_utterances(batch: dict[str, torch.Tensor], lengths: list[int]) -> None
 # each frame once
 
 
+def test_all_folds_derive_the_same_batch(tmp_path, monkeypatch):
+    """Else folds of unequal length would train in other batches, and leeml kfold could not join them."""
+    monkeypatch.setattr(hw2_phoneme, "FEWEST", 1)
+    folder = write_set(tmp_path, [90, 300, 100, 500])
+    found = [phonemes(folder, batch_size=None, folds=2, fold=fold) for fold in (0, 1)]
+    assert len(found[0].chosen_folds()[0].train) != len(found[1].chosen_folds()[0].train)
+    assert found[0].settled == found[1].settled == {"batch_size": 990 // 2 // 50}
+
+
 @given(frames=st.integers(1, 10**7), more=st.integers(0, 10**6))
 def test_a_derived_batch_grows_with_the_frames_and_has_ends(frames, more):
     assert FEWEST <= derived_batch(frames) <= derived_batch(frames + more) <= MOST
