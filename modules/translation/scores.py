@@ -26,7 +26,8 @@ class CorpusScore(Metric):
         super().__init__()
         folds = language == "en"
         tokenizer = "zh" if language == "zh" else "13a"
-        self.judge = CHRF(lowercase=folds) if kind == "chrf" else BLEU(tokenize=tokenizer, lowercase=folds)
+        # force: cleaned sentences end in " ." by intent, of which sacrebleu would warn at every validation
+        self.judge = CHRF(lowercase=folds) if kind == "chrf" else BLEU(lowercase=folds, force=True, tokenize=tokenizer)
         width = len(self._statistics([""], [""])[0])
         self.add_state("counts", torch.zeros(width, dtype=torch.int64), dist_reduce_fx="sum")
 

@@ -35,3 +35,11 @@ def test_nothing_seen_is_zero_and_the_signature_names_the_tokenizer():
     assert float(score.compute()) == 0
     assert "tok:zh" in score.signature
     assert score.counts.dtype is torch.int64
+
+
+def test_cleaned_sentences_earn_no_warning(caplog):
+    lines = [f"this is sentence {n} ." for n in range(200)]
+    score = CorpusScore("bleu", "en")
+    score.update(lines, lines)
+    assert float(score.compute()) == pytest.approx(100)
+    assert not caplog.records
