@@ -485,7 +485,8 @@ def run_cli(
     """
     for noise in NOISE if args[0] == "fit" else (*NOISE, "Be aware that when using `ckpt_path`"):  # no best is kept
         warnings.filterwarnings("ignore", message=noise)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_worth_saying)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(_worth_saying)
     asks = {"-h", "--help"} & set(args) or any(
         a.startswith(("--print_config", "--data.help", "--model.help")) for a in args
     )
