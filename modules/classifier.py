@@ -29,7 +29,7 @@ class Judged(NamedTuple):
 
     @property
     def probabilities(self) -> Tensor:
-        """(N, C)."""
+        """Probabilities of all classes for each row, (N, C)."""
         return self.logs.exp()
 
 

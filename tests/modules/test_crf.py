@@ -32,13 +32,13 @@ def test_all_sequences_are_summed_and_one_is_told_apart(lengths, classes, member
     logs = log_posteriors(scores, transitions, mask)
     expected = []
     for m, (i, n) in itertools.product(range(members), enumerate(lengths)):
-        paths = itertools.product(range(classes), repeat=n)
+        paths = [*itertools.product(range(classes), repeat=n)]
         every = torch.stack([value(scores[m, i], transitions[m], path) for path in paths])
         own = value(scores[m, i], transitions[m], labels[i, :n].tolist())
         expected.append(every.logsumexp(0) - own)
         shares = every.detach().softmax(0)
-        paths = torch.tensor([*itertools.product(range(classes), repeat=n)])
-        posteriors = [[shares[paths[:, t] == c].sum() for c in range(classes)] for t in range(n)]
+        seen = torch.tensor(paths)
+        posteriors = [[shares[seen[:, t] == c].sum() for c in range(classes)] for t in range(n)]
         torch.testing.assert_close(logs[m, i, :n].exp(), torch.tensor(posteriors, dtype=torch.float64))
         torch.testing.assert_close(sums[m, i], every.logsumexp(0))
         torch.testing.assert_close(told[m, i], own)
