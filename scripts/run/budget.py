@@ -30,7 +30,7 @@ UNCHECKED = "--trainer.num_sanity_val_steps=0"  # the trial validates, which che
 ENDLESS = {"max_epochs": 1_000_000, "max_steps": -1}  # of the trainer; the stopwatch ends the trial
 TRIAL = (0.03, 2.0, 60.0)  # share of the budget that the trial trains for, at least and at most so many seconds
 UNTIMED = 3  # first steps, in which libraries choose algorithms and code is compiled
-RESERVE = 0.02  # share of the budget kept for pictures and the end of the run
+RESERVE = (0.02, 5.0)  # share of the budget kept for pictures and the end of the run, at most so many seconds
 VALIDATION = 0.05  # most of the budget that validations may take; of an untrained translator they take longer
 MOST_VALIDATIONS = 40
 SAVED_EVERY = 10.0  # seconds between two last.ckpt, as in callbacks/checkpoints.py
@@ -159,7 +159,7 @@ def plan(speed: Speed, seconds: float) -> Settled:
             "--budget: the trial ended before its steps could be timed; leave out what ends it, such as "
             "--trainer.max_time"
         )
-    left = seconds * (1 - RESERVE) - speed.setup - speed.validation
+    left = seconds - min(RESERVE[0] * seconds, RESERVE[1]) - speed.setup - speed.validation
     step = speed.step * (1 + speed.save / SAVED_EVERY)
     each = speed.validation + speed.save
     # where there are several, the best may not be the last: it is then judged once more, for the pictures
