@@ -1,7 +1,8 @@
 """leeml ensemble: the mean of several runs' predictions as one submission, with weights chosen on held-out rows.
 
 The runs are of one homework and name the same test rows; their networks, features and settings may differ. HW1 averages
-predictions, HW2 to HW4 class probabilities. (HW5: `leeml translate` with several --run_dir.)
+predictions, HW2 to HW4 class probabilities. (HW5: `leeml translate` with several --run_dir.) The folder of a k-fold run
+counts as one run: the mean of its folds, and each labelled row as predicted by the fold that held it out.
 
 --weights search is greedy selection with replacement (Caruana et al. 2004, "Ensemble selection from libraries of
 models"), on the held-out rows that none of the runs trained on. What it reports was judged on the half of the rows that
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,11 +21,11 @@ from callbacks.predictions import Predictions, digest, read_predictions, source_
 from callbacks.submission import table, write_csv
 from datamodules.base import HomeworkData
 from datamodules.errors import DataError
-from modules.base import HomeworkModule
 from scripts.cli.mistakes import Parser, UsageError
-from scripts.kfold import predict_rows
-from scripts.run.checkpoint import load_checkpoint
+from scripts.kfold import ELSEWHERE, predict_rows, read_data
+from scripts.run.checkpoint import from_config, load_checkpoint
 from scripts.run.folder import RunFolder
+from scripts.run.folds import FoldPredictions, join, parts_of
 from scripts.train import LeemlCLI, run_cli
 
 ROUNDS = 50  # of the greedy search: weights are multiples of 1 / 50
@@ -60,12 +62,38 @@ def open_cli(run: Path, subcommand: str, rest: Sequence[str]) -> LeemlCLI:
     return run_cli([subcommand, "--run_dir", str(run), *rest])
 
 
-def predict(run: Path, rest: Sequence[str]) -> tuple[Predictions, LeemlCLI]:
-    """What a run predicts for the test rows now; its own submission file stays as it is.
+class Member(NamedTuple):
+    """What a run, or a k-fold run, says of rows."""
+
+    said: Predictions
+    data: HomeworkData | Any
+    """Open for these rows."""
+
+
+def joined_of(run: Path, parts: Sequence[RunFolder], rest: Sequence[str]) -> tuple[FoldPredictions, HomeworkData]:
+    """What the folds of a k-fold run predicted when they were trained, and their data.
+
+    Raises:
+        UsageError: a flag would have changed it.
+    """
+    for word in rest:
+        if word.startswith("--") and word.split("=")[0] not in (*ELSEWHERE, "--trust"):
+            raise UsageError(f"{word}: the folds of {run} have predicted already; leave it out, or name {run}/fold_*")
+    return join(parts), read_data(parts[0], rest)
+
+
+def predict(run: Path, rest: Sequence[str]) -> Member:
+    """What a run predicts for the test rows now; its own submission file stays as it is. A k-fold run has it at hand.
 
     Raises:
         DataError: it predicts no table, or its predictions cannot be kept.
     """
+    if parts := parts_of(run):
+        joined, data = joined_of(run, parts, rest)
+        if joined.test is None:
+            raise DataError(joined.no_test)
+        names = digest(row[0] for row in table(data, joined.test)[1])
+        return Member(Predictions(np.arange(len(joined.test)), joined.test, names), data)
     path = run / "predictions.npz"
     before = path.stat().st_mtime_ns if path.is_file() else None
     with tempfile.TemporaryDirectory() as scratch:
@@ -75,7 +103,7 @@ def predict(run: Path, rest: Sequence[str]) -> tuple[Predictions, LeemlCLI]:
     kept = read_predictions(path)
     if kept is None:
         raise DataError(f"{run}: predicts no table; text is joined by `leeml translate --run_dir A --run_dir B`")
-    return kept, cli
+    return Member(kept, cli.datamodule)
 
 
 def predictions_of(run: Path, rest: Sequence[str], data: Path | None) -> Predictions:
@@ -88,23 +116,34 @@ def predictions_of(run: Path, rest: Sequence[str], data: Path | None) -> Predict
     """
     kept = read_predictions(run / "predictions.npz")
     if kept is None or rest or data is None or kept.source != source_of(RunFolder(run).kept(), data):
-        kept, _ = predict(run, rest)
+        kept = predict(run, rest).said
     return kept
 
 
-def held_out_of(run: Path, rest: Sequence[str]) -> tuple[Predictions, LeemlCLI]:
-    """What a run predicts for the rows that it holds out."""
-    cli = open_cli(run, "validate", rest)
-    if not (isinstance(cli.datamodule, HomeworkData) and isinstance(cli.model, HomeworkModule)):
-        raise DataError(
-            f"{run}: its data have no labels and no score of rows to search weights by; leave --weights out"
-        )
-    rows, values = predict_rows(cli, cli.datamodule.val_dataloader())
+def held_out_of(run: Path, rest: Sequence[str]) -> Member:
+    """What a run predicts for the rows that it holds out; a k-fold run holds out all rows, fold by fold."""
+    if parts := parts_of(run):
+        joined, data = joined_of(run, parts, rest)
+        rows, values = joined.rows, joined.held
+    else:
+        cli = open_cli(run, "validate", rest)
+        data = cli.datamodule
+        if not isinstance(data, HomeworkData):
+            raise DataError(
+                f"{run}: its data have no labels and no score of rows to search weights by; leave --weights out"
+            )
+        rows, values = predict_rows(cli, data.val_dataloader())
     order = rows.argsort()
-    names = digest(cli.datamodule.labels(rows[order])[0])
-    kept = Predictions(rows[order], values[order], names)
-    write_predictions(run / "held_out.npz", kept)
-    return kept, cli
+    kept = Predictions(rows[order], values[order], digest(data.labels(rows[order])[0]))
+    if not parts:
+        write_predictions(run / "held_out.npz", kept)
+    return Member(kept, data)
+
+
+def checkpoint_of(run: Path) -> Path:
+    """A checkpoint that tells what the run, or each fold of a k-fold run, was trained for."""
+    parts = parts_of(run)
+    return parts[0].checkpoint("last") if parts else RunFolder(run).kept()
 
 
 def search(runs: Sequence[Path], rest: Sequence[str]) -> list[float]:
@@ -114,17 +153,18 @@ def search(runs: Sequence[Path], rest: Sequence[str]) -> list[float]:
         DataError: no row is held out by all of them.
     """
     found = [held_out_of(run, rest) for run in runs]
-    data: HomeworkData = found[0][1].datamodule
-    common = sorted(set.intersection(*(set(kept.rows.tolist()) for kept, _ in found)))
-    names = {digest(cli.datamodule.labels(np.array(common))[0]) for _, cli in found} if common else set()
+    data: HomeworkData = found[0].data
+    common = sorted(set.intersection(*(set(said.rows.tolist()) for said, _ in found)))
+    names = {digest(own.labels(np.array(common))[0]) for _, own in found} if common else set()
     if len(names) != 1:
         raise DataError(
             "no row is held out by all of these runs, so there is none to choose weights on; leave out --weights for "
             "equal ones, or train the runs with the same data, data.fold and data.seed"
         )
     rows = np.array(common)
-    values = [kept.values[np.searchsorted(kept.rows, rows)] for kept, _ in found]
-    true, sign = data.labels(rows)[1], 1 if found[0][1].model.mode == "max" else -1
+    values = [said.values[np.searchsorted(said.rows, rows)] for said, _ in found]
+    model = from_config(checkpoint_of(runs[0]), [], "model", trust="--trust" in rest).model
+    true, sign = data.labels(rows)[1], 1 if model.mode == "max" else -1
 
     def score(part: np.ndarray, predicted: np.ndarray) -> float:
         return sign * data.score(true[part], data.decide(predicted))
@@ -151,9 +191,9 @@ def check_alike(runs: Sequence[Path], kept: Sequence[Predictions]) -> None:
     Raises:
         DataError: of other homeworks, other classes, or other rows.
     """
-    first = load_checkpoint(RunFolder(runs[0]).kept())
+    first = load_checkpoint(checkpoint_of(runs[0]))
     for run, own in zip(runs[1:], kept[1:], strict=True):
-        other = load_checkpoint(RunFolder(run).kept())
+        other = load_checkpoint(checkpoint_of(run))
         if other["homework"] != first["homework"]:
             raise DataError(f"{run}: of {other['homework']}, but {runs[0]} is of {first['homework']}")
         if other["facts"].get("classes") != first["facts"].get("classes"):
@@ -197,12 +237,12 @@ def main(args: list[str]) -> int:
     if len(runs) < 2:
         raise UsageError("an ensemble needs two or more runs: leeml ensemble RUN RUN ...")
     weights = parse_weights(own.weights, len(runs)) if own.weights else [1.0] * len(runs)
-    first, cli = predict(runs[0], rest)  # its data, open for the test rows, makes the table
-    data = cli.datamodule.locate() if isinstance(cli.datamodule, HomeworkData) else None
-    kept = [first, *(predictions_of(run, rest, data) for run in runs[1:])]
+    first, data = predict(runs[0], rest)  # its data, open for the test rows, makes the table
+    where = data.locate() if isinstance(data, HomeworkData) else None
+    kept = [first, *(predictions_of(run, rest, where) for run in runs[1:])]
     check_alike(runs, kept)
     weights = search(runs, rest) if weights is None else weights
-    header, rows = table(cli.datamodule, mean([one.values for one in kept], weights))
+    header, rows = table(data, mean([one.values for one in kept], weights))
     write_csv(own.output, header, rows)
     print(f"\n  {own.output}: {len(rows)} rows, mean of {len(runs)} runs")
     return 0

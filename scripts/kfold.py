@@ -33,8 +33,7 @@ from scripts.cli.yaml_files import read_yaml
 from scripts.run.budget import parse_budget, settle, shorten_warmup
 from scripts.run.checkpoint import from_config, load_checkpoint, run_config, typed_names
 from scripts.run.folder import RunFolder
-from scripts.run.folds import FoldPredictions, join, predictions
-from scripts.run.listing import read_config
+from scripts.run.folds import FoldPredictions, count_of, data_options, join, missing_of, predictions
 from scripts.run.resume import PLACES
 from scripts.train import LeemlCLI, find_config, new_run, own_flags, run_cli
 
@@ -167,8 +166,8 @@ def main(args: list[str]) -> int:
         if cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return 0
         predict_fold(cli).save(predictions(part))
-    if missing := [str(k) for k, part in enumerate(parts) if not predictions(part).is_file()]:
-        print(f"  folds {', '.join(missing)} are missing: leeml kfold --run_dir {run.path} --resume")
+    if missing := missing_of(parts):
+        print(f"  folds {missing} are missing: leeml kfold --run_dir {run.path} --resume")
         return 0
     joined = join(parts)
     report(run, cli.datamodule if cli else read_data(parts[0], rest), joined)
@@ -186,7 +185,7 @@ def _numbers(text: str) -> list[int]:
 def _begun_part(run: RunFolder) -> RunFolder | None:
     """The run whose configuration tells how the k-fold run is made: of all folds in one pass, or any fold's."""
     if run.config.is_file():
-        options = _data_options(run)
+        options = data_options(run)
         if "folds" not in options or options.get("fold") is not None:
             raise DataError(
                 f"{run.path}: holds a run already, and no k-fold run; resume it by leeml fit --resume, or choose "
@@ -194,13 +193,6 @@ def _begun_part(run: RunFolder) -> RunFolder | None:
             )
     folders = [run, *(RunFolder(path) for path in sorted(run.path.glob("fold_*")))]
     return next((part for part in folders if part.config.is_file()), None)
-
-
-def _data_options(run: RunFolder) -> dict[str, Any]:
-    """The arguments of the data in a run's configuration; none where it names no class with arguments."""
-    data = read_config(run.path)["data"]
-    parts = [data.get(name) for name in ("init_args", "dict_kwargs")] if isinstance(data, dict) else []
-    return {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
 
 
 def _going_on(part: RunFolder, flags: Sequence[str], configs: Sequence[str]) -> list[str]:
@@ -221,10 +213,7 @@ def _settled(
     Raises:
         DataError: other flags than those it was begun with are typed.
     """
-    options = _data_options(begun)
-    if not isinstance(options.get("folds"), int):
-        raise DataError(f"{begun.config}: data has no number of folds, so this is no part of a k-fold run")
-    folds, together = options["folds"], options.get("fold") is None
+    folds, together = count_of(begun), data_options(begun).get("fold") is None
     if own.folds not in (None, folds) or (together and (own.only or own.one_by_one)):
         how = "in one pass" if together else "one by one"
         raise DataError(f"{run.path}: a k-fold run of {folds} folds {how}; say the same, or choose another --run_dir")

@@ -12,6 +12,7 @@ from callbacks.predictions import UNREADABLE
 from datamodules.errors import DataError
 from scripts.cli.yaml_files import read_yaml
 from scripts.run.folder import RunFolder
+from scripts.run.listing import read_config
 
 FREE = (  # keys in which the folds of one k-fold run may differ
     "data.init_args.fold", "data.init_args.root", "data.init_args.dir", "data.init_args.edition",
@@ -67,6 +68,45 @@ class FoldPredictions:
 def predictions(part: RunFolder) -> Path:
     """The file of a fold's predictions."""
     return part.path / "fold_predictions.npz"
+
+
+def data_options(run: RunFolder) -> dict[str, Any]:
+    """The arguments of the data in a run's configuration; none where it names no class with arguments."""
+    data = read_config(run.path)["data"]
+    parts = [data.get(name) for name in ("init_args", "dict_kwargs")] if isinstance(data, dict) else []
+    return {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+
+
+def count_of(part: RunFolder) -> int:
+    """How many folds the k-fold run has that a fold is of.
+
+    Raises:
+        DataError: its data say nothing of folds.
+    """
+    count = data_options(part).get("folds")
+    if not isinstance(count, int):
+        raise DataError(f"{part.config}: data has no number of folds, so this is no part of a k-fold run")
+    return count
+
+
+def parts_of(path: Path) -> list[RunFolder]:
+    """The folds of a k-fold run that trained them one by one; none where the folder is no such run.
+
+    Raises:
+        DataError: a fold is not done.
+    """
+    begun = [part for part in map(RunFolder, sorted(path.glob("fold_*"))) if part.config.is_file()]
+    if not begun or RunFolder(path).config.is_file():
+        return []
+    parts = [RunFolder(path / f"fold_{k}") for k in range(count_of(begun[0]))]
+    if missing := missing_of(parts):
+        raise DataError(f"{path}: folds {missing} are missing: leeml kfold --run_dir {path} --resume")
+    return parts
+
+
+def missing_of(parts: Sequence[RunFolder]) -> str:
+    """Numbers of the folds that have predicted nothing yet."""
+    return ", ".join(str(k) for k, part in enumerate(parts) if not predictions(part).is_file())
 
 
 def join(parts: Sequence[RunFolder]) -> FoldPredictions:

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import answer, works
+from conftest import answer, assert_fails, works
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,6 +56,44 @@ def test_runs_that_hold_out_nothing_in_common_are_refused(pair, sample, experime
     said = answer("ensemble", pair[0], tmp_path / "c", "--weights", "search", "--output", tmp_path / "both.csv")
     assert (said.code, (tmp_path / "both.csv").exists()) == (1, False)
     assert "no row is held out by all" in said.err
+
+
+@pytest.fixture(scope="module")
+def folds(sample, experiment, tmp_path_factory):
+    """Two k-fold runs of HW1 with other networks."""
+    folder = tmp_path_factory.mktemp("folds")
+    for name, hidden in {"a": "[16]", "b": "[8, 8]"}.items():
+        words = ("--data.root", sample, "--folds", 3, "--one_by_one", "--model.hidden", hidden)
+        works("kfold", "--config", experiment, *words, "--run_dir", folder / name)
+    return folder / "a", folder / "b"
+
+
+def test_k_fold_runs_are_joined_as_runs_and_judged_on_every_row(folds, pair, tmp_path):
+    said = works("ensemble", *folds, "--weights", "search", "--output", tmp_path / "both.csv").out
+    lines = [line.split() for line in said.splitlines() if line.startswith("  weight")]
+    weights = [float(line[1]) for line in lines]
+    a, b = (column(run / "submission.csv") for run in folds)
+    off = np.abs(column(tmp_path / "both.csv") - (weights[0] * a + weights[1] * b))
+    assert (off <= 0.01 * np.abs(a - b) + 1e-4).all(), "weights are printed with two decimals"
+    assert np.abs(a - b).max() > 0.05
+    for run, line in zip(folds, lines, strict=True):
+        rows = list(csv.DictReader((run / "out_of_fold.csv").open()))
+        errors = [(float(row["true"]) - float(row["predicted"])) ** 2 for row in rows]
+        assert f"  {len(rows)} rows that no run trained on" in said
+        assert float(line[2]) == pytest.approx(np.mean(errors), abs=2e-4)
+    works("ensemble", folds[0], pair[0], "--output", tmp_path / "mixed.csv")
+    other = column(pair[0] / "submission.csv")
+    np.testing.assert_allclose(column(tmp_path / "mixed.csv"), (a + other) / 2, rtol=1e-4)
+
+
+def test_k_fold_runs_that_cannot_be_joined(folds, tmp_path):
+    part = shutil.copytree(folds[0], tmp_path / "part")
+    (part / "fold_1" / "fold_predictions.npz").unlink()
+    assert_fails(
+        tmp_path, "ensemble", part, folds[1], says=["folds 1 are missing", f"leeml kfold --run_dir {part} --resume"]
+    )
+    said = answer("ensemble", *folds, "--model.dropout=0.1")
+    assert (said.code, "have predicted already" in said.err) == (2, True)
 
 
 @pytest.fixture
