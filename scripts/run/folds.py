@@ -90,11 +90,13 @@ def count_of(part: RunFolder) -> int:
 
 
 def parts_of(path: Path) -> list[RunFolder]:
-    """The folds of a k-fold run that trained them one by one; none where the folder is no such run.
+    """The parts of a finished k-fold run, one for each fold or one for all; none where the folder is no k-fold run.
 
     Raises:
         DataError: a fold is not done.
     """
+    if predictions(RunFolder(path)).is_file():
+        return [RunFolder(path)]
     begun = [part for part in map(RunFolder, sorted(path.glob("fold_*"))) if part.config.is_file()]
     if not begun or RunFolder(path).config.is_file():
         return []

@@ -60,10 +60,10 @@ def test_runs_that_hold_out_nothing_in_common_are_refused(pair, sample, experime
 
 @pytest.fixture(scope="module")
 def folds(sample, experiment, tmp_path_factory):
-    """Two k-fold runs of HW1 with other networks."""
+    """Two k-fold runs of HW1 with other networks, one fold by fold and one in one pass."""
     folder = tmp_path_factory.mktemp("folds")
-    for name, hidden in {"a": "[16]", "b": "[8, 8]"}.items():
-        words = ("--data.root", sample, "--folds", 3, "--one_by_one", "--model.hidden", hidden)
+    for name, how in {"a": ["--model.hidden", "[16]", "--one_by_one"], "b": ["--model.hidden", "[8, 8]"]}.items():
+        words = ("--data.root", sample, "--folds", 3, *how)
         works("kfold", "--config", experiment, *words, "--run_dir", folder / name)
     return folder / "a", folder / "b"
 
