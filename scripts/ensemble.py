@@ -23,7 +23,7 @@ from datamodules.base import HomeworkData
 from datamodules.errors import DataError
 from scripts.cli.mistakes import Parser, UsageError
 from scripts.kfold import ELSEWHERE, predict_rows, read_data
-from scripts.run.checkpoint import from_config, load_checkpoint
+from scripts.run.checkpoint import load_checkpoint
 from scripts.run.folder import RunFolder
 from scripts.run.folds import FoldPredictions, join, parts_of
 from scripts.train import LeemlCLI, run_cli
@@ -78,7 +78,7 @@ def joined_of(run: Path, parts: Sequence[RunFolder], rest: Sequence[str]) -> tup
     """
     for word in rest:
         if word.startswith("--") and word.split("=")[0] not in (*ELSEWHERE, "--trust"):
-            raise UsageError(f"{word}: the folds of {run} have predicted already; leave it out, or name {run}/fold_*")
+            raise UsageError(f"{word}: the folds of {run} have predicted already, by their own settings; leave it out")
     return join(parts), read_data(parts[0], rest)
 
 
@@ -163,8 +163,8 @@ def search(runs: Sequence[Path], rest: Sequence[str]) -> list[float]:
         )
     rows = np.array(common)
     values = [said.values[np.searchsorted(said.rows, rows)] for said, _ in found]
-    model = from_config(checkpoint_of(runs[0]), [], "model", trust="--trust" in rest).model
-    true, sign = data.labels(rows)[1], 1 if model.mode == "max" else -1
+    mode = load_checkpoint(checkpoint_of(runs[0]))["config"]["checkpoint"]["mode"]
+    true, sign = data.labels(rows)[1], 1 if mode == "max" else -1
 
     def score(part: np.ndarray, predicted: np.ndarray) -> float:
         return sign * data.score(true[part], data.decide(predicted))
