@@ -9,10 +9,13 @@ BIN = .venv/bin
 
 CONSTRAINTS ?= constraints.txt
 
+# Images of containers set it. Each command would compile PyTorch's sources again: half a minute on a slow core.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install constraints train notebooks notes lint check test docs
 install: .venv/installed
 
-# uv where it is on PATH, else pip; bytecode is compiled when a module is first imported
+# uv where it is on PATH, else pip; the last line compiles the bytecode of what commands import, and nothing else
 .venv/installed: pyproject.toml $(CONSTRAINTS)
 ifneq ($(shell command -v uv 2>/dev/null),)
 	uv venv -q --allow-existing --python $(PYTHON) .venv
@@ -21,6 +24,7 @@ else
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check --no-compile -q $(CONSTRAINTS:%=-c %) -e '.[dev]'
 endif
+	$(BIN)/python -c 'import scripts.train'
 	touch $@
 
 # names and versions of what is installed, without ourselves and without CUDA's packages, which torch pins
