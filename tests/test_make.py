@@ -17,4 +17,5 @@ def test_commands_keep_bytecode_where_the_environment_says_that_python_should_no
         input="show:\n\t@env\n", cwd=PROJECT, env=environment, text=True, capture_output=True, check=True,
     )  # fmt: skip
     names = {line.partition("=")[0] for line in done.stdout.splitlines()}
-    assert "LEFT_ALONE" in names and "PYTHONDONTWRITEBYTECODE" not in names
+    assert "LEFT_ALONE" in names
+    assert "PYTHONDONTWRITEBYTECODE" not in names
