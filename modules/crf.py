@@ -3,29 +3,78 @@
 Lafferty et al. 2001. A label sequence y of an utterance has the probability exp(v(y)) / Z, where v(y) is what
 modules/viterbi.py maximises: sum_t scores[t, y_t] + sum_t transitions[y_(t-1), y_t], and Z the sum of exp(v) over all
 sequences.
+
+All sums run over probabilities that are brought to sum 1 after each frame, not over their logarithms (Rabiner 1989, "A
+tutorial on hidden Markov models", section V.A). So a frame costs one product of matrices and few other operations, and
+float32 stays exact over thousands of frames.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LEAST = 1e-30  # of a step, beside the likeliest one; keeps every sum above 0 in float32
 
 
-def _followed(sums: Tensor, steps: Tensor) -> Tensor:
-    """log sum_i exp(sums[i]) steps[i, j]: (..., B, C), (..., C, C) -> (..., B, C)."""
-    top = sums.detach().amax(-1, keepdim=True)  # taken out before exp, so that it does not overflow
-    return ((sums - top).exp() @ steps).log() + top
+def _positive(scores: Tensor, transitions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """exp of both, and what was taken out before so that it neither overflows nor vanishes: (..., B, T, 1), (...)."""
+    top, highest = scores.amax(-1, keepdim=True), transitions.amax((-2, -1))
+    steps = (transitions - highest[..., None, None]).exp().clamp_min(LEAST)
+    return (scores - top).exp(), steps, top, highest
 
 
-def _beginnings(scores: Tensor, transitions: Tensor, mask: Tensor) -> list[Tensor]:
-    """After each frame, log of the sum over all beginnings that end in a label: T of (..., B, C)."""
-    steps, found = transitions.exp(), [scores.select(-2, 0)]
-    for t in range(1, scores.shape[-2]):
-        value = _followed(found[-1], steps) + scores.select(-2, t)
-        found.append(torch.where(mask[:, t, None], value, found[-1]))
-    return found
+def _forward(frames: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of each label, given the frames so far (..., B, T, C), and what it was divided by (..., B, T, 1)."""
+    shares: list[Tensor] = []
+    sums: list[Tensor] = []
+    for frame in frames.unbind(-2):
+        value = (shares[-1] @ steps) * frame if shares else frame
+        sums.append(value.sum(-1, keepdim=True))
+        shares.append(value / sums[-1])
+    return torch.stack(shares, -2), torch.stack(sums, -2)
+
+
+def _backward(frames: Tensor, steps: Tensor, mask: Tensor) -> Tensor:
+    """What the later frames make of each label, (..., B, T, C): times `_forward`'s shares it is the posterior.
+
+    Args:
+        frames: Divided by `_forward`'s sums.
+        steps, mask: See `log_partition`.
+    """
+    back, found = steps.transpose(-2, -1), [torch.ones_like(frames.select(-2, 0))]
+    for t in range(frames.shape[-2] - 1, 0, -1):
+        value = (found[-1] * frames.select(-2, t)) @ back
+        found.append(torch.where(mask[:, t, None], value, 1.0))
+    return torch.stack(found[::-1], -2)
+
+
+class _LogPartition(torch.autograd.Function):
+    """Its gradients are the posteriors of labels, and how often each step is to be expected."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
+        frames, steps, top, highest = _positive(scores, transitions)
+        shares, sums = _forward(frames, steps)
+        ctx.save_for_backward(shares, frames / sums, steps, mask)
+        total = ((sums.log() + top).squeeze(-1) * mask).sum(-1)
+        return total + highest[..., None] * mask[:, 1:].sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        shares, frames, steps, mask = ctx.saved_tensors
+        with torch.autocast(steps.device.type, enabled=False):
+            later = _backward(frames, steps, mask) * (grads[0][..., None] * mask)[..., None]
+            before, after = shares[..., :-1, :].flatten(-3, -2), (later * frames)[..., 1:, :].flatten(-3, -2)
+            return shares * later, steps * (before.transpose(-2, -1) @ after), None
 
 
 def log_partition(scores: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
     """log Z of every utterance, by the forward algorithm: sums over all label sequences, frame after frame.
+
+    A step that is less likely than e^-69 of the likeliest counts as that.
 
     Args:
         scores: Of each label in each frame, (..., B, T, C).
@@ -35,14 +84,14 @@ def log_partition(scores: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (..., B).
     """
-    return _beginnings(scores, transitions, mask)[-1].logsumexp(-1)
+    return _LogPartition.apply(scores, transitions, mask)
 
 
 def log_posteriors(scores: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
     """Log-probability of each label in each frame, over all label sequences, by the forward-backward algorithm.
 
-    The label that is likeliest here is right most often (Rabiner 1989, "A tutorial on hidden Markov models", eq. 27 to
-    29); the best sequence as a whole is another question, which modules/viterbi.py answers.
+    The label that is likeliest here is right most often (Rabiner 1989, eq. 27 to 29); the best sequence as a whole is
+    another question, which modules/viterbi.py answers.
 
     Args:
         scores, transitions, mask: See `log_partition`.
@@ -51,12 +100,10 @@ def log_posteriors(scores: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
         (..., B, T, C); means nothing where the mask is False.
     """
     with torch.autocast(scores.device.type, enabled=False):
-        begun, steps = _beginnings(scores, transitions, mask), transitions.exp().transpose(-2, -1)
-        ends = [torch.zeros_like(begun[-1])]  # from the last frame on: log of the sum over all that may follow a label
-        for t in range(scores.shape[-2] - 1, 0, -1):
-            value = _followed(ends[-1] + scores.select(-2, t), steps)
-            ends.append(torch.where(mask[:, t, None], value, 0.0))
-    return torch.stack([a + b for a, b in zip(begun, reversed(ends), strict=True)], -2).log_softmax(-1)
+        frames, steps, *_ = _positive(scores, transitions)
+        shares, sums = _forward(frames, steps)
+        found = shares * _backward(frames / sums, steps, mask)
+    return found.clamp_min(torch.finfo(found.dtype).tiny).log()  # finite, for losses and means
 
 
 def path_score(scores: Tensor, transitions: Tensor, labels: Tensor, mask: Tensor) -> Tensor:

@@ -54,3 +54,20 @@ def test_a_chain_without_transitions_is_cross_entropy_of_each_frame():
     frames = torch.nn.functional.cross_entropy(scores[0], labels[0], reduction="sum")
     mask = torch.ones(1, 7, dtype=torch.bool)
     torch.testing.assert_close(chain_loss(scores, torch.zeros(4, 4), labels, mask)[0], frames)
+
+
+def test_a_long_utterance_in_float32_is_exact_also_where_steps_were_never_seen():
+    torch.manual_seed(0)
+    scores, transitions = 5 * torch.randn(1, 800, 6), torch.randn(6, 6)
+    transitions[2, 3], transitions[4] = -float("inf"), -1000.0  # label 4 can stand only at the end
+    sources = [part.requires_grad_() for part in (scores, transitions)]
+    total = log_partition(*sources, torch.ones(1, 800, dtype=torch.bool))
+    found = torch.autograd.grad(total.sum(), sources)
+    exact = [part.detach().double().requires_grad_() for part in sources]
+    sums = exact[0][:, 0]
+    for t in range(1, 800):  # by logarithms
+        sums = (sums.unsqueeze(2) + exact[1].clamp_min(-1e4)).logsumexp(1) + exact[0][:, t]
+    true = torch.autograd.grad(sums.logsumexp(1).sum(), exact)
+    torch.testing.assert_close(total.double(), sums.logsumexp(1), atol=2e-3, rtol=0)
+    torch.testing.assert_close(found[0].double(), true[0], atol=2e-5, rtol=0)
+    torch.testing.assert_close(found[1].double(), true[1], atol=1e-3, rtol=0)
