@@ -6,7 +6,7 @@ sequences.
 
 All sums run over probabilities that are brought to sum 1 after each frame, not over their logarithms (Rabiner 1989, "A
 tutorial on hidden Markov models", section V.A). So a frame costs one product of matrices and few other operations, and
-float32 stays exact over thousands of frames.
+float32 stays accurate over hundreds of frames.
 """
 
 from typing import Any

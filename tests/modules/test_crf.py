@@ -56,7 +56,7 @@ def test_a_chain_without_transitions_is_cross_entropy_of_each_frame():
     torch.testing.assert_close(chain_loss(scores, torch.zeros(4, 4), labels, mask)[0], frames)
 
 
-def test_a_long_utterance_in_float32_is_exact_also_where_steps_were_never_seen():
+def test_a_long_utterance_in_float32_is_accurate_also_where_steps_were_never_seen():
     torch.manual_seed(0)
     scores, transitions = 5 * torch.randn(1, 800, 6), torch.randn(6, 6)
     transitions[2, 3], transitions[4] = -float("inf"), -1000.0  # label 4 can stand only at the end
