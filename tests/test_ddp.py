@@ -12,6 +12,7 @@ import pytest
 import torch
 from wandb_files import config_of, history_of, read_run, without_account
 
+from callbacks import figures
 from callbacks.curves import read_metrics
 from datamodules.generated import write_covid, write_food, write_speakers, write_translation
 from datamodules.speech.libriphone import Utterance, write_layout
@@ -107,8 +108,10 @@ trainer:
 
 SCRIPT = """\
 import json, sys
+from callbacks import figures
 from scripts.leeml import main
 
+figures._wanted = lambda trainer: "phonemes" in trainer.default_root_dir  # drawing takes long
 # one start of python for all homeworks; Lightning starts the second process with the same line
 for line in json.load(open(sys.argv[1])):
     assert main(line) == 0, line
@@ -157,6 +160,7 @@ def base(tmp_path_factory):
     (base / "small.py").write_text(NET)
     with pytest.MonkeyPatch.context() as patch, chdir(base):
         patch.syspath_prepend(base)
+        patch.setattr(figures, "_wanted", lambda trainer: False)
         for line in lines(base, plan, "one", lambda homework: []):
             assert main(line) == 0
     (base / "script.py").write_text(SCRIPT)
@@ -229,6 +233,7 @@ def test_whole_utterances_agree(base):
     one, two = (json.loads((run / "scores.json").read_text()) for run in runs)
     assert one["best val/accuracy"] == pytest.approx(two["best val/accuracy"], abs=1e-3)
     assert one["best val/accuracy"] > 0.4  # chance: 0.25
+    assert {path.stem for path in (runs[1] / "figures").iterdir()} >= {"class_accuracy", "confusion"}
 
 
 @pytest.mark.parametrize(("homework", "steps"), [("speakers", 3 * 3), ("sentences", 6 * 5)])

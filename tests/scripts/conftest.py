@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+from callbacks import figures
 from datamodules import generated
 from datamodules.generated import write_covid, write_translation
 from scripts.leeml import main
@@ -154,15 +155,19 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr("scripts.run.folder.PROJECT", place)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def drawing():
+    """Whether figures are wanted, as the callback sees it; for tests, and the runs they share, drawing takes too long."""
+    with pytest.MonkeyPatch.context() as patch:
+        wanted = figures._wanted
+        patch.setattr(figures, "_wanted", lambda trainer: False)
+        yield wanted
+
+
 @pytest.fixture
-def pictures():
-    """For a test that looks at the figures; for all others drawing takes too long."""
-
-
-@pytest.fixture(autouse=True)
-def drawing(request, monkeypatch):
-    if "pictures" not in request.fixturenames:
-        monkeypatch.setattr("callbacks.figures._wanted", lambda trainer: False)
+def pictures(drawing, monkeypatch):
+    """For a test that looks at the figures."""
+    monkeypatch.setattr(figures, "_wanted", drawing)
 
 
 def tree(folder):

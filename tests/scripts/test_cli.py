@@ -57,9 +57,7 @@ def test_help_answers_without_torch():
         "import sys; from scripts.leeml import main; codes = [main(['--help']), main(['data', 'sample', 'hw1_covd']), "
         "main([])]; print(codes, [m for m in ('torch', 'lightning', 'numpy') if m in sys.modules])"
     )
-    start = time.monotonic()
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert time.monotonic() - start < 2
     assert said.splitlines()[-1] == "[0, 2, 0] []"
 
 
@@ -255,8 +253,8 @@ def test_a_dry_run_of_every_config_writes_nothing(config, samples, tmp_path):
     before = tree(tmp_path)
     line = ["fit", "--config", config.relative_to(PROJECT), "--data.root", samples, "--trainer.fast_dev_run", 1]
     small = ["--data.max_tokens", 256] if "hw5" in str(config) else ["--data.batch_size", 8]
-    if config.stem == "big":
-        small += ["--model.net.layers", 1]  # six take 4 GB, which a worker keeps
+    if config.stem in ("big", "boss") and "hw5" in str(config):
+        small += ["--model.net.layers", 1]  # the six of big take 4 GB, which a worker keeps
     works(*line, *small)
     assert tree(tmp_path) == before
 

@@ -60,11 +60,11 @@ def scores(run):
     return json.loads((run / "scores.json").read_text())
 
 
-def test_fit_test_and_predict(run, root, tmp_path):
+def test_fit_test_and_predict(run, root, tmp_path, pictures):
     assert scores(run)["best val/accuracy"] > 0.15  # chance: 1 of 16
-    names = {path.stem for path in (run / "figures").glob("*.png")}
-    assert names >= {"attention", "embeddings", "most_confused", "learning_rate"}
     said = works("test", "--run_dir", run)
+    names = {path.stem for path in (run / "figures").glob("*.png")}
+    assert names >= {"test_attention", "test_embeddings", "test_most_confused"}
     assert "held-out utterances (whole;" in said.out
     found = scores(run)
     assert found["test/accuracy"] == pytest.approx(found["best val/accuracy"], abs=1e-4)

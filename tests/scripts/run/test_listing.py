@@ -136,13 +136,15 @@ def test_what_is_a_value_in_one_and_a_section_in_the_other_is_listed():
     assert differences({"net": 1}, {"net": {"depth": 2}}) == [("net", "1", "-"), ("net.depth", "-", "2")]
 
 
+NAMES = st.sampled_from(["a", "b", "ab", "class_path"])
 VALUES = st.recursive(
     st.integers() | st.booleans() | st.none(),
-    lambda inner: st.dictionaries(st.text("abc", min_size=1), inner, min_size=1) | st.lists(st.integers()),
+    lambda inner: st.dictionaries(NAMES, inner, min_size=1, max_size=3) | st.lists(st.integers(), max_size=2),
+    max_leaves=6,
 )
 
 
-@given(st.dictionaries(st.text("abc", min_size=1), VALUES), st.dictionaries(st.text("abc", min_size=1), VALUES))
+@given(st.dictionaries(NAMES, VALUES, max_size=3), st.dictionaries(NAMES, VALUES, max_size=3))
 def test_differences_are_none_only_between_equals(a, b):
     assert differences(a, a) == []
     assert (flatten(a) == flatten(b)) == (differences(a, b) == [])
