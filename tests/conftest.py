@@ -1,5 +1,6 @@
 """What all tests share: the real data where it lies, one thread each, and Hypothesis without deadlines."""
 
+import gc
 import logging
 import os
 import signal
@@ -25,6 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that train whole runs come first: a long one at the end would leave the other worker with nothing to do."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Libraries stay until the end: the garbage collector need not go through them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

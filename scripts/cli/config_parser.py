@@ -15,14 +15,14 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 import callbacks
 import datamodules
 import modules
 from datamodules.base import HomeworkData
 from modules.base import HomeworkModule
-from scripts.cli.mistakes import UsageError, reword
+from scripts.cli.mistakes import UsageError, options_of, reword
 from scripts.cli.parameter_types import in_words, parameters, takes_none
 
 # jsonargparse leaves a default that is a member of an Enum of text as it is, such as that of Lightning's Timer
@@ -43,6 +43,9 @@ class ConfigParser(LightningArgumentParser):
         for base in bases:
             bases += base.__subclasses__()
         keys = [a.dest for p in (self, *self._subparsers_of()) for a in p._actions]
+        for head, kind in {"model": HomeworkModule, "data": HomeworkData}.items():
+            keys += [f"{head}.{option}" for c in bases if issubclass(c, kind) for option in options_of(c)]
+        keys += [f"model.optimizer.{option}" for option in options_of(AdamW)]
         raise reword(message, keys, [c.__name__ for c in bases]) from ex
 
     def _subparsers_of(self) -> list["ConfigParser"]:

@@ -76,11 +76,9 @@ def _defined(path: str) -> bool:
         return False
 
 
-def _options(class_path: str) -> list[str]:
+def options_of(kind: type) -> list[str]:
     """Names of all parameters of a class and of those it inherits from."""
-    module, _, name = class_path.rpartition(".")
-    found = getattr(importlib.import_module(module), name)
-    every = {p for c in found.__mro__ if c is not object for p in inspect.signature(c.__init__).parameters}
+    every = {p for c in kind.__mro__ if c is not object for p in inspect.signature(c.__init__).parameters}  # type: ignore[misc]
     return sorted(every - {"self", "args", "kwargs"})
 
 
@@ -97,8 +95,10 @@ def reword(message: str, keys: Sequence[str], classes: Iterable[str]) -> UsageEr
         option = found[1].split(".")[0]
         told = message.partition("Given value")[0]  # the value may hold other classes
         owner = (re.findall(r"class_path[ =]'([\w.]+)'", told) or re.findall(r"class_path[ =]'([\w.]+)'", message))[-1]
-        hint = near(option, _options(owner)) or f"; it has {', '.join(_options(owner))}"
-        key, owner = f"{key}.{option}", owner.rpartition(".")[2]
+        module, _, owner = owner.rpartition(".")
+        known = options_of(getattr(importlib.import_module(module), owner))
+        hint = near(option, known) or f"; it has {', '.join(known)}"
+        key = f"{key}.{option}"
         return UsageError(f"{key}: {owner} has no option {option!r}{hint}", key, option)
     if found := re.search(r"does not accept option '([\w.]+)'", message):
         head, _, tail = found[1].partition(".")
@@ -130,9 +130,16 @@ def reword(message: str, keys: Sequence[str], classes: Iterable[str]) -> UsageEr
 
 
 def near_key(name: str, keys: Iterable[str]) -> str:
-    """A suggestion for a dotted key; what hangs on a class (model.hidden) is no key, so its head is compared too."""
+    """A suggestion for a dotted key; what hangs on a class of one's own is no key, so its head is compared too.
+
+    A word without a dot may be a part of a key: ckpt of ckpt_path, batch_size of data.batch_size.
+    """
     head, dot, tail = name.partition(".")
     heads = {key.split(".")[0] for key in keys}
     if dot and head not in heads and (found := difflib.get_close_matches(head, heads, 1, 0.6)):
         return f" (did you mean {found[0]}.{tail}?)"
-    return near(name, keys)
+    shortest = sorted(keys, key=lambda key: ("." in key, len(key)))
+    longer = [
+        key for key in shortest if not dot and (key.startswith(f"{name}_") or key.endswith((f".{name}", f"_{name}")))
+    ]
+    return near(name, keys) or (f" (did you mean {longer[0]}?)" if longer else "")

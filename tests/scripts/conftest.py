@@ -157,7 +157,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True, scope="module")
 def drawing():
-    """Whether figures are wanted, as the callback sees it; for tests, and the runs they share, drawing takes too long."""
+    """How the callback knows whether figures are wanted; drawing takes long, and most tests do without."""
     with pytest.MonkeyPatch.context() as patch:
         wanted = figures._wanted
         patch.setattr(figures, "_wanted", lambda trainer: False)
