@@ -218,13 +218,13 @@ def assumptions(card: Card) -> str:
     )
 
 
-def table(card: Card, edition: str | None = None) -> list[str]:
-    """All configs as a table for docs/."""
+def table(configs: Sequence[Path], card: Card, edition: str | None = None) -> list[str]:
+    """Configs as a table for docs/."""
     lines = [
         f"| config | edition | parameters | memory (GB) | steps | GFLOP a batch | hours on {card.title} |",
         "|---|---|---|---|---|---|---|",
     ]
-    for path in sorted((PROJECT / "configs").glob("hw*/*.yaml")):
+    for path in configs:
         title = f"{path.parent.name}/{path.stem}"
         found = estimate(title, read([str(path)]), card, edition or edition_of(title))
         lines.append(
@@ -252,7 +252,8 @@ def main(args: list[str]) -> int:
     seed_everything(0, verbose=False)
     with torch.random.fork_rng(devices=[]):
         if own.table:
-            print("\n".join([*table(card, own.edition), "", assumptions(card)]))
+            configs = sorted((PROJECT / "configs").glob("hw*/*.yaml"))
+            print("\n".join([*table(configs, card, own.edition), "", assumptions(card)]))
             return 0
         first = Path(own.config[0])
         title = f"{first.parent.name}/{first.stem}"
