@@ -65,12 +65,15 @@ def test_a_notebook_finds_its_data_trains_and_predicts(name, tmp_path, monkeypat
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
+    if name != "hw1_covid":  # drawing takes long, and is the same cell in all of them
+        monkeypatch.setattr("callbacks.figures._wanted", lambda trainer: False)
 
     names, shown = run_cells(name, inputs)
     assert names["DATA"].is_relative_to(inputs)
     assert list(names["RUN"].glob("submission.*"))
     assert names["RUN"].is_relative_to(work)
     assert shown == sorted(str(path) for path in (names["RUN"] / "figures").rglob("*.png"))
+    assert len(shown) > 3 or name != "hw1_covid"
     assert {path: path.stat().st_mtime_ns for path in inputs.rglob("*")} == before
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -68,6 +68,7 @@ OPTIMIZERS = {
 }
 
 
+@settings(max_examples=40)
 @given(
     optimizer=st.sampled_from([*OPTIMIZERS]),
     bad=st.sets(st.integers(0, 5), min_size=1, max_size=3),
