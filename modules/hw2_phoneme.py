@@ -16,12 +16,13 @@ from modules.cast_weights import weights_cast_once
 from modules.classifier import Classifier, Judged, check_shares, mean_log_probabilities
 from modules.crf import chain_loss, log_posteriors
 from modules.nets.attention import padding_mask
-from modules.nets.vocal_tract import VocalTract
+from modules.nets.vocal_tract import VocalTract, warped
 from modules.nets.window_mlp import WindowMLP
 from modules.pictures.classifiers import class_accuracy, confusion_matrix, labelled_frames
 from modules.viterbi import viterbi
 
 SHOWN = 400  # frames of the utterance that is drawn, at most
+SHARPNESS = 100.0  # how much surer networks are of one throat than of another, against the entropy; chosen on one fold
 
 
 class PhonemeClassifier(Classifier):
@@ -43,6 +44,8 @@ class PhonemeClassifier(Classifier):
         crf: Train these weights together with the network, from there on: the loss is that of whole label sequences
             (modules/crf.py). It needs data.window null, and has no use for the other losses.
         focal: gamma of the focal loss (see modules/losses.py); 0: cross-entropy.
+        vtln: In tests and predictions, as how many throats each utterance is heard, evenly over the range of the
+            VocalTract in `augment`, which it needs (vocal tract length normalisation, Lee and Rose 1996); 0: as it is.
     """
 
     homework: ClassVar[str] = "hw2_phoneme"
@@ -58,6 +61,7 @@ class PhonemeClassifier(Classifier):
         smoothing: float = 0.0,
         crf: bool = False,
         focal: float = 0.0,
+        vtln: int = 0,
     ) -> None:
         super().__init__(optimizer, members, label_smoothing, focal)
         check_shares(dropout=dropout)
@@ -68,8 +72,12 @@ class PhonemeClassifier(Classifier):
                 raise MisconfigurationException(f"model.{name} is {value}, but the loss of model.crf has no use for it")
         self.save_hyperparameters(ignore=["optimizer", "net", "augment"])
         self.new_net: Callable[..., nn.Module] = net or WindowMLP
-        self.dropout, self.smoothing, self.crf = dropout, smoothing, crf
+        self.dropout, self.smoothing, self.crf, self.vtln = dropout, smoothing, crf, vtln
         self.augment = nn.ModuleList(augment or [])
+        if vtln and (vtln < 2 or not self._tracts()):
+            raise MisconfigurationException(
+                f"model.vtln is {vtln}: expected 0, or 2 and more together with VocalTract in model.augment"
+            )
         self._shown: tuple[Tensor, Tensor, Tensor] | None = None
         self.transitions: Tensor
 
@@ -136,6 +144,34 @@ class PhonemeClassifier(Classifier):
 
     # judging
 
+    def _tracts(self) -> list[VocalTract]:
+        return [part for part in self.augment if isinstance(part, VocalTract)]
+
+    def throats(self) -> Tensor:
+        """What a frame's 13 coefficients are multiplied with in tests and predictions, (K, 13, 13); K is `vtln`."""
+        if not self.vtln:
+            return torch.empty(0, 13, 13)
+        tract = self._tracts()[0]
+        return tract.matrices(torch.linspace(1 - tract.warp, 1 + tract.warp, self.vtln, device=tract.mels.device))
+
+    def heard(self, batch: dict[str, Any]) -> Tensor:
+        """Logarithm of the members' mean probabilities (F, C); with `vtln` the mean over throats, by how sure they are.
+
+        Nobody knows the throat of an utterance, but heard as the one that the networks know best, its phones are
+        clearer: a throat's weight falls with the mean entropy of its frames. Validations, of which there are many, do
+        without.
+        """
+        if not self.vtln or (self._trainer is not None and self._trainer.validating):
+            return mean_log_probabilities(self.scores(batch))
+        x = batch["x"].to(self.transitions.dtype)
+        views = [batch | {"x": warped(x, matrix)} for matrix in self.throats()]
+        every = torch.stack([mean_log_probabilities(self.scores(view)) for view in views])  # (K, F, C)
+        spoken = Spoken(batch["lengths"], every.device)
+        certainty = spoken.pad((every.exp() * every).sum(2, keepdim=True)).squeeze(3)  # (K, U, T), minus the entropy
+        weights = (SHARPNESS * certainty.sum(2) / spoken.mask.sum(1)).log_softmax(0)  # (K, U)
+        each = weights.unsqueeze(2).expand_as(certainty).flatten(1).index_select(1, spoken.places)
+        return (every + each.unsqueeze(2)).logsumexp(0)
+
     def followers(self) -> Tensor:
         """What a step from one class to another adds to the score of a path, (C, C)."""
         return self.chain.mean(0) if self.crf else self.smoothing * self.transitions
@@ -148,7 +184,7 @@ class PhonemeClassifier(Classifier):
                 "model.smoothing needs to know where utterances end, which TIMIT-11's rows do not say in another order "
                 "than the course's; set it to 0"
             )
-        logs = mean_log_probabilities(self.scores(batch))
+        logs = self.heard(batch)
         spoken = Spoken(sizes, logs.device)
         found = decode(spoken.pad(logs), self.followers(), spoken.mask)
         return found.flatten(0, 1).index_select(0, spoken.places)
@@ -157,7 +193,7 @@ class PhonemeClassifier(Classifier):
         """The members' mean; with smoothing the probabilities over all label sequences of an utterance."""
         if self.smoothing or self.crf:
             return Judged(self._smoothed(batch, log_posteriors))
-        return Judged(mean_log_probabilities(self.scores(batch)))
+        return Judged(self.heard(batch))
 
     def labels(self, batch: dict[str, Any]) -> Tensor:
         """The best label sequence of each utterance as a whole, which its phones are read from: (F,)."""

@@ -87,7 +87,7 @@ CASES = {
     "hw2_windows": Case(_phonemes(), 63, {"window": 5, "batch_size": 64}),
     "hw2_lstm": Case(_phonemes(net=functools.partial(Recurrent, hidden=8, layers=2)), 79, WHOLE, waits=PACKED),
     "hw2_conformer": Case(
-        _phonemes(net=CONFORMER, members=2, augment=[VocalTract(), SpecAugment()], smoothing=0.5), 670, WHOLE
+        _phonemes(net=CONFORMER, members=2, augment=[VocalTract(), SpecAugment()], smoothing=0.5, vtln=3), 670, WHOLE
     ),
     "hw2_transformer": Case(_phonemes(net=functools.partial(TransformerFrames, **SMALL)), 105, WHOLE),
     "hw3_cnn": Case(

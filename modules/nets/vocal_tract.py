@@ -17,6 +17,11 @@ def _mel(frequency: Tensor) -> Tensor:
     return 1127 * (1 + frequency / 700).log()
 
 
+def warped(x: Tensor, matrix: Tensor) -> Tensor:
+    """Coefficients and both deltas (B, T, 39) times a matrix (13, 13), or one for each utterance (B, 1, 13, 13)."""
+    return (x.unflatten(2, (3, -1)) @ matrix.mT).flatten(2)
+
+
 class VocalTract(nn.Module):
     """Stretches or squeezes the frequencies of whole utterances of MFCCs (B, T, 39), in training only.
 
@@ -54,7 +59,7 @@ class VocalTract(nn.Module):
         if not self.training:
             return x
         factors = 1 + self.warp * (2 * torch.rand(len(x), device=x.device) - 1)
-        return (x.unflatten(2, (3, -1)) @ self.matrices(factors).transpose(1, 2).unsqueeze(1)).flatten(2)
+        return warped(x, self.matrices(factors).unsqueeze(1))
 
     def matrices(self, factors: Tensor) -> Tensor:
         """What to multiply a frame's 13 coefficients with for each factor, (B,) -> (B, 13, 13)."""

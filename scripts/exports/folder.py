@@ -10,6 +10,7 @@ import torch
 
 from datamodules.files.places import PROJECT
 from datamodules.speech.audio import FLOOR, HIGHEST, HOP, LOWEST, RATE, WINDOW
+from modules.hw2_phoneme import SHARPNESS
 from scripts.exports.card import card
 from scripts.exports.graphs import Graph, graphs_of
 from scripts.exports.writing import ENDINGS, Format, write_graph
@@ -59,6 +60,7 @@ def facts_of(module: Any, settings: dict[str, Any], graphs: Sequence[Graph]) -> 
         "features": facts["features"], "rate": RATE, "window": facts["window"],
         "kind": "Kaldi's 13 MFCC with two deltas, each normalised over the utterance; mirrored ends, no dither",
         "transitions": module.followers().tolist(),
+        "throats": module.throats().tolist(), "sharpness": SHARPNESS,
     }  # fmt: skip
 
 

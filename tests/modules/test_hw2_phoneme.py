@@ -20,7 +20,7 @@ from modules.hw2_phoneme import PhonemeClassifier, phones, spectrum
 from modules.nets.frame_encoders import ConformerFrames, TransformerFrames
 from modules.nets.recurrent import Recurrent
 from modules.nets.spec_augment import SpecAugment
-from modules.nets.vocal_tract import DEVIATIONS
+from modules.nets.vocal_tract import DEVIATIONS, VocalTract
 from modules.nets.window_mlp import WindowMLP
 
 FEATURES, CLASSES, SILENCE = 5, 4, 2
@@ -34,13 +34,13 @@ NETS = {
 }
 
 
-def classifier(net=Small, window=None, classes=CLASSES, **options):
+def classifier(net=Small, window=None, classes=CLASSES, features=FEATURES, **options):
     torch.manual_seed(0)
     module = PhonemeClassifier(net=net, **options)
     table = torch.randn(classes, classes, generator=torch.Generator().manual_seed(3)).log_softmax(1)
     module.expect(
         {
-            "classes": [f"c{number}" for number in range(classes)], "silence": SILENCE, "features": FEATURES,
+            "classes": [f"c{number}" for number in range(classes)], "silence": SILENCE, "features": features,
             "window": window, "transitions": table, "held_out": "",
         }
     )  # fmt: skip
@@ -52,16 +52,16 @@ def classifier(net=Small, window=None, classes=CLASSES, **options):
     return module
 
 
-def utterances(lengths=LENGTHS, classes=CLASSES):
+def utterances(lengths=LENGTHS, classes=CLASSES, features=FEATURES):
     """Frames (T, D) and labels (T,) of each."""
     noise = torch.Generator().manual_seed(1)
-    return [(torch.randn(n, FEATURES, generator=noise), torch.randint(classes, (n,), generator=noise)) for n in lengths]
+    return [(torch.randn(n, features, generator=noise), torch.randint(classes, (n,), generator=noise)) for n in lengths]
 
 
 def padded(parts, extra=0, junk=0.0):
     """A batch of whole utterances; what stands in the padding is wrong on purpose."""
     count, length = len(parts), max(len(x) for x, _ in parts) + extra
-    x, y = torch.full((count, length, FEATURES), junk), torch.zeros(count, length, dtype=torch.int64)
+    x, y = torch.full((count, length, parts[0][0].shape[1]), junk), torch.zeros(count, length, dtype=torch.int64)
     row, mask = torch.full((count, length), 10**6), torch.zeros(count, length, dtype=torch.bool)
     start = 0
     for i, (frames, labels) in enumerate(parts):
@@ -338,6 +338,36 @@ def test_smoothing_answers_by_all_paths_and_reads_phones_from_the_best(lengths, 
 
 
 # what is refused
+
+
+@torch.no_grad()
+def test_an_utterance_is_heard_as_several_throats_the_surer_the_louder():
+    tract, parts = VocalTract(0.1), utterances(features=39)
+    module = classifier(features=39, members=2, augment=[tract], vtln=3).eval()
+    expected = []
+    for frames, _ in parts:
+        shares, weights = [], []
+        for factor in (0.9, 1.0, 1.1):
+            matrix = tract.matrices(torch.tensor([factor]))[0]
+            heard = torch.cat([frames[:, i : i + 13] @ matrix.T for i in (0, 13, 26)], 1)
+            scores = [head(net(heard[None]))[0] for net, head in zip(module.nets, module.heads, strict=True)]
+            shares.append(np.mean([scipy.special.softmax(s.numpy(), axis=1) for s in scores], axis=0))
+            weights.append(-100 * scipy.stats.entropy(shares[-1], axis=1).mean())
+        expected.append(np.average(shares, axis=0, weights=scipy.special.softmax(weights)))
+    module._trainer.validating = False
+    for extra, junk in [(0, 0.0), (4, 50.0)]:
+        found = module.judge(padded(parts, extra, junk)).probabilities
+        np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-4)
+    plain = classifier(features=39, members=2).eval().judge(padded(parts)).probabilities
+    assert not torch.allclose(found, plain, atol=1e-2)
+    module._trainer.validating = True
+    torch.testing.assert_close(module.judge(padded(parts)).probabilities, plain)
+
+
+@pytest.mark.parametrize("options", [{"vtln": 5}, {"vtln": 1, "augment": [VocalTract()]}, {"vtln": -2}])
+def test_throats_need_a_range(options):
+    with pytest.raises(MisconfigurationException, match=r"model.vtln is -?\d: expected 0, or 2 and more .* VocalTract"):
+        classifier(features=39, **options)
 
 
 @pytest.mark.parametrize(

@@ -111,15 +111,32 @@ def test_hw1_predicts_the_submission(exported, example, kind, tmp_path):
     np.testing.assert_allclose(said, expected, rtol=1e-4)
 
 
-def test_hw2_says_the_phones_of_a_recording(exported, example, recording):
-    model = old_model("hw2_phoneme")
+def phones_of(recording, model):
+    """The model's labels of all frames of a recording."""
     x = torch.from_numpy(normalise(mfcc(read_audio(recording))))
     batch = {"x": x[None], "mask": torch.ones(1, len(x), dtype=torch.bool), "places": torch.arange(len(x))}
     with torch.no_grad():
         path = model.labels(batch | {"lengths": [len(x)]})
     assert len(path.unique()) > 1
+    return [model.facts["classes"][label] for label in path.tolist()]
+
+
+def test_hw2_says_the_phones_of_a_recording(exported, example, recording):
     (said,) = example(exported("hw2_phoneme", "onnx"), recording)
-    assert said.split() == [model.facts["classes"][label] for label in path.tolist()]
+    assert said.split() == phones_of(recording, old_model("hw2_phoneme"))
+
+
+def test_hw2_hears_a_recording_as_several_throats(example, recording, tmp_path):
+    run = shutil.copytree(OLD / "hw2_phoneme", tmp_path / "run")
+    for path in (run / "checkpoints").iterdir():
+        checkpoint = torch.load(path, weights_only=True)
+        throats = {"vtln": 3, "augment": [{"class_path": "modules.nets.vocal_tract.VocalTract"}]}
+        checkpoint["config"]["model"]["init_args"] |= throats
+        torch.save(checkpoint, path)
+    works("export", "--run_dir", run, "--format", "torch", "--output", tmp_path / "out")
+    (said,) = example(tmp_path / "out", recording)
+    expected = phones_of(recording, load_model(run / "checkpoints/last.ckpt"))
+    assert said.split() == expected != phones_of(recording, old_model("hw2_phoneme"))
 
 
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
