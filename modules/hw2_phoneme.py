@@ -157,9 +157,9 @@ class PhonemeClassifier(Classifier):
     def heard(self, batch: dict[str, Any]) -> Tensor:
         """Logarithm of the members' mean probabilities (F, C); with `vtln` the mean over throats, by how sure they are.
 
-        Nobody knows the throat of an utterance, but heard as the one that the networks know best, its phones are
-        clearer: a throat's weight falls with the mean entropy of its frames. Validations, of which there are many, do
-        without.
+        Nobody knows the throat of an utterance, but heard as one that the networks know, its phones are clearer. A
+        throat's weight falls with the mean entropy of its frames (the idea of Misra et al. 2003 for several streams of
+        features). Validations, of which there are many, do without.
         """
         if not self.vtln or (self._trainer is not None and self._trainer.validating):
             return mean_log_probabilities(self.scores(batch))
