@@ -149,18 +149,17 @@ class PhonemeClassifier(Classifier):
 
     def throats(self) -> Tensor:
         """What a frame's 13 coefficients are multiplied with in tests and predictions, (K, 13, 13); K is `vtln`."""
-        if not self.vtln:
-            return torch.empty(0, 13, 13)
-        tract = self._tracts()[0]
-        return tract.matrices(torch.linspace(1 - tract.warp, 1 + tract.warp, self.vtln, device=tract.mels.device))
+        return self._tracts()[0].throats(self.vtln) if self.vtln else torch.empty(0, 13, 13)
 
     def heard(self, batch: dict[str, Any]) -> Tensor:
         """Logarithm of the members' mean probabilities (F, C); with `vtln` the mean over throats, by how sure they are.
 
         Nobody knows the throat of an utterance, but heard as one that the networks know, its phones are clearer. A
         throat's weight falls with the mean entropy of its frames (the idea of Misra et al. 2003 for several streams of
-        features). Validations, of which there are many, do without.
+        features). Validations, of which there are many, do without. `evaluate` keeps it as `heard` of the batch.
         """
+        if "heard" in batch:
+            return batch["heard"]
         if not self.vtln or (self._trainer is not None and self._trainer.validating):
             return mean_log_probabilities(self.scores(batch))
         x = batch["x"].to(self.transitions.dtype)
@@ -201,6 +200,7 @@ class PhonemeClassifier(Classifier):
 
     def evaluate(self, batch: dict[str, Any], stage: Literal["val", "test"]) -> tuple[Judged, Tensor]:
         """In a test the phone error rate too, which is slow: edits are counted in Python."""
+        batch = batch | {"heard": self.heard(batch)}  # for frames and phones
         judged, y = super().evaluate(batch, stage)
         if stage == "test" and (sizes := batch.get("lengths")):
             said, true = ([phones(part) for part in labels.cpu().split(sizes)] for labels in (self.labels(batch), y))

@@ -1,4 +1,7 @@
-"""Vocal tract length perturbation (Jaitly and Hinton 2013) on MFCCs: the same words by a longer or shorter throat."""
+"""Vocal tract length on MFCCs, the same words by a longer or shorter throat (Jaitly and Hinton 2013, perturbation).
+
+The same matrices serve normalisation (Lee and Rose 1996) in modules/hw2_phoneme.py.
+"""
 
 import math
 
@@ -60,6 +63,10 @@ class VocalTract(nn.Module):
             return x
         factors = 1 + self.warp * (2 * torch.rand(len(x), device=x.device) - 1)
         return warped(x, self.matrices(factors).unsqueeze(1))
+
+    def throats(self, count: int) -> Tensor:
+        """Matrices of so many factors, evenly over the range: (K, 13, 13)."""
+        return self.matrices(torch.linspace(1 - self.warp, 1 + self.warp, count, device=self.mels.device))
 
     def matrices(self, factors: Tensor) -> Tensor:
         """What to multiply a frame's 13 coefficients with for each factor, (B,) -> (B, 13, 13)."""

@@ -337,9 +337,6 @@ def test_smoothing_answers_by_all_paths_and_reads_phones_from_the_best(lengths, 
     torch.testing.assert_close(found, torch.tensor(shares), rtol=1e-4, atol=1e-5)
 
 
-# what is refused
-
-
 @torch.no_grad()
 def test_an_utterance_is_heard_as_several_throats_the_surer_the_louder():
     tract, parts = VocalTract(0.1), utterances(features=39)
@@ -362,6 +359,9 @@ def test_an_utterance_is_heard_as_several_throats_the_surer_the_louder():
     assert not torch.allclose(found, plain, atol=1e-2)
     module._trainer.validating = True
     torch.testing.assert_close(module.judge(padded(parts)).probabilities, plain)
+
+
+# what is refused
 
 
 @pytest.mark.parametrize("options", [{"vtln": 5}, {"vtln": 1, "augment": [VocalTract()]}, {"vtln": -2}])

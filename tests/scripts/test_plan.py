@@ -42,7 +42,7 @@ def test_the_docs_say_what_the_command_counts(rows, tmp_path, monkeypatch):
     assert {name.split("/")[0] for name in found} == {path.parent.name for path in CONFIGS}
     for name, (edition, parameters, memory, steps, flops, hours) in found.items():
         assert [name, edition, parameters, steps] == [name, *rows[name][:2], rows[name][3]]
-        assert float(memory) == pytest.approx(float(rows[name][2]), abs=0.15), name  # of words masked at random
+        assert float(memory) == pytest.approx(float(rows[name][2]), abs=0.15), name  # random masks
         assert float(flops) == pytest.approx(float(rows[name][4]), rel=0.1), name
         assert float(hours) < 12, name  # with this machine's loader
 
